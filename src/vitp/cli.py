@@ -1,0 +1,190 @@
+"""The command line: one short function a command; everything heavy is imported inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="vitp",
+    help="Visual instruction pretraining: instruction data in, domain vision backbone out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (see `vitp recipes`).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides, e.g. steps=400 data.sources.0.root=/data model.tower.depth=8")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the output folder and start anew.")]
+Json = Annotated[bool, typer.Option("--json", help="End with one line of JSON on standard output.")]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of scenes and training.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Rough time to spend; less gives smaller gains.")] = 5.0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain, export, probe and fine-tune on procedural scenes: no download, no GPU, one HTML report."""
+    from vitp.demo.run import run_demo
+    from vitp.progress import Console
+
+    result = run_demo(out, seed=seed, minutes=minutes, overwrite=overwrite, console=Console())
+    _say(f"report: {result.report}")
+    _finish(result.numbers, as_json)
+
+
+@app.command()
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full, not just its header.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with a recipe's data: file, line and the fix. Exit code 2 when there are errors."""
+    from vitp.check import check as run_check
+    from vitp.instruction.source import Source
+    from vitp.pretrain import PretrainConfig
+    from vitp.progress import Console
+    from vitp.recipes import load_recipe
+
+    config = load_recipe(PretrainConfig, recipe, overrides or [])
+    sources = [Source(s) for s in config.data.sources]
+    with Console().bar("check", "samples") as bar:
+        report = run_check(sources, decode=decode, progress=bar)
+    for line in report.lines():
+        typer.echo(line, err=as_json)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    if report.errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False
+) -> None:
+    """Pretrain a ViT inside a vision-language model on instruction data."""
+    from vitp.pretrain import pretrain as run
+    from vitp.progress import Console
+
+    console = Console()
+    with console.training("pretrain") as progress:
+        result = run(
+            recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say
+        )
+    trained = result.train
+    counts = trained.counts
+    console.say(
+        f"{trained.step} steps, {counts['samples']:.0f} samples in {trained.seconds:.0f} s; skipped {trained.skipped}, "
+        f"truncated {counts.get('truncated', 0):.0f}; visual tokens to the language model: "
+        f"{counts.get('visual_kept', 0):.0f} of {counts.get('visual_tokens', 0):.0f}"
+    )
+    console.say(f"next: vitp export {result.out} --to timm {result.out / 'backbone.safetensors'}")
+    _finish(
+        {"out": str(result.out), "loss": trained.loss, "seconds": trained.seconds, "skipped": trained.skipped}, as_json
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to write; default RUN/backbone.safetensors.")] = None,
+    to: Annotated[str, typer.Option("--to", help="Format: timm.")] = "timm",
+    as_json: Json = False,
+) -> None:
+    """Take the ViT out of a run, in a format other tools read, and print the parity after re-loading it."""
+    from vitp.export import export as run_export
+
+    result = run_export(run, to=to, path=file)
+    _say(f"wrote {result.weights}, {result.config}, {result.card}")
+    _say(f"parity: max abs difference {result.max_abs_difference:.3g} (fixed input, re-loaded through timm)")
+    _say(result.command)
+    _finish({"weights": str(result.weights), "max_abs_difference": result.max_abs_difference}, as_json)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False
+) -> None:
+    """Fine-tune a backbone on a downstream task and evaluate it on the test split."""
+    from vitp.finetune import finetune as run
+    from vitp.progress import Console
+
+    console = Console()
+    with console.training("finetune") as progress:
+        result = run(
+            recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say
+        )
+    _finish(result.numbers, as_json)
+    for name, value in result.numbers.items():
+        console.say(f"{name}: {value}")
+
+
+@app.command()
+def probe(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Measure frozen features: linear probe and nearest neighbours on labelled images."""
+    from vitp.probe import probe as run
+    from vitp.progress import Console
+
+    console = Console()
+    result = run(recipe, overrides or [], say=console.say)
+    for name, value in result.numbers.items():
+        console.say(f"{name}: {value}")
+    _finish(result.numbers, as_json)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that ship with vitp."""
+    from vitp.recipes import list_recipes, summary
+
+    for path in list_recipes():
+        typer.echo(f"{path.parent.name + '/' + path.stem:32} {summary(path)}")
+
+
+@app.command()
+def env() -> None:
+    """Print versions and hardware, for bug reports."""
+    from vitp.pretrain import provenance
+    from vitp.train.loop import choose_device, uses_bf16
+
+    device = choose_device("auto")
+    facts: dict[str, Any] = {**provenance(), "device": str(device), "bf16": uses_bf16("auto", device), "cores": os.cpu_count()}
+    for name, value in facts.items():
+        typer.echo(f"{name:14} {value}")
+
+
+def _finish(numbers: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(numbers))
+
+
+def main() -> None:
+    """Run the command line; a mistake the user can mend is one line on standard error and exit code 2."""
+    from vitp.errors import VitpError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except VitpError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted; finished checkpoints are kept: add --resume to continue")
+        sys.exit(130)

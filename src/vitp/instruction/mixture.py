@@ -1,0 +1,85 @@
+"""The order of the data as arithmetic: which sample stands at a position of the stream.
+
+Sources are mixed by weight. In one epoch a source of n samples with weight w gives round(w n) samples: all of them
+floor(w) times, and for the fraction a window of a fixed random order that moves on every epoch, so that a weight of
+0.1 has shown every sample once after ten epochs. The epoch is then shuffled by a keyed permutation computed index by
+index. No list is shuffled and nothing is stored: position -> sample is O(1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+
+_MASK = 0xFFFFFFFFFFFFFFFF
+_ROUNDS = 6
+
+
+def _mix(value: int) -> int:
+    """A 64-bit finaliser: every input bit moves every output bit."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def permute(index: int, n: int, key: int) -> int:
+    """Image of `index` under a keyed bijection of [0, n): a balanced Feistel network with cycle walking."""
+    assert 0 <= index < n
+    if n == 1:
+        return 0
+    half = ((n - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for round_number in range(_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ _mix(key + round_number)) & mask)
+        index = (left << half) | right
+        if index < n:
+            return index
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a position of the stream points."""
+
+    source: int
+    index: int
+    epoch: int
+
+
+class Mixture:
+    """Position of the stream -> sample, a pure function of (seed, sizes, weights)."""
+
+    def __init__(self, sizes: list[int], weights: list[float], seed: int) -> None:
+        """Sizes in samples and weights above 0, one each per source.
+
+        Raises:
+            ValueError: no source gives a single sample per epoch.
+        """
+        self.sizes, self.seed = sizes, seed
+        self.taken = [round(size * weight) if size else 0 for size, weight in zip(sizes, weights, strict=True)]
+        self.ends = list(accumulate(self.taken))
+        self.epoch_length = self.ends[-1] if self.ends else 0
+        if self.epoch_length == 0:
+            raise ValueError("the sources give no sample at all: raise a weight or add data")
+
+    def _key(self, *parts: int) -> int:
+        key = _mix(self.seed)
+        for part in parts:
+            key = _mix(key ^ part)
+        return key
+
+    def at(self, position: int) -> Place:
+        """The sample at `position` >= 0 of the endless stream."""
+        epoch, offset = divmod(position, self.epoch_length)
+        slot = permute(offset, self.epoch_length, self._key(1, epoch))
+        source = bisect_right(self.ends, slot)
+        within = slot - (self.ends[source] - self.taken[source])
+        size = self.sizes[source]
+        repeats, fraction = divmod(self.taken[source], size)
+        if within < repeats * size:
+            return Place(source, within % size, epoch)
+        moved = (epoch * fraction + within - repeats * size) % size
+        return Place(source, permute(moved, size, self._key(2, source)), epoch)

@@ -1,0 +1,292 @@
+"""From a step number to packed tensors: read, decode, tile, template, choose the kept tokens, lay out.
+
+Everything random about a sample is keyed by (seed, step, slot), slot being the sample's place in its step, so the same
+step gives the same numbers in any process and however it is cut into packs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitp.errors import DataError, TrainingError
+from vitp.images.decode import read_rgb
+from vitp.instruction.augment import augment
+from vitp.instruction.chat import ChatFormat, Encoded
+from vitp.instruction.mixture import Mixture
+from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
+from vitp.instruction.source import Source
+from vitp.instruction.tiling import TilingConfig, cut_tiles
+from vitp.train.draws import Purpose, generator
+from vitp.train.loop import StepBatch
+from vitp.vlm.loss import Weighting, answer_weights
+from vitp.vlm.model import PackTensors
+from vitp.vlm.token_drop import TokenDropConfig, draw, kept_count
+
+_ATTEMPTS = 10  # replacements tried for one unusable sample (released loader: 10)
+_DECODED = 64 << 20  # bytes of decoded images a worker keeps
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """One sample ready to be packed; positions and targets are those before dropping."""
+
+    tiles: Tensor  # uint8 [t, 3, S, S]
+    depth: np.ndarray  # float32 [t, modules]
+    ids: np.ndarray  # int64 [l], kept positions only
+    positions: np.ndarray  # int64 [l]
+    slots: np.ndarray  # int64 [k], places of visual tokens in ids
+    kept: np.ndarray  # int64 [k], which visual tokens of the sample
+    predict: np.ndarray  # int64 [s]
+    targets: np.ndarray  # int64 [s]
+    weights: np.ndarray  # float32 [s]
+    visual: int  # visual tokens before dropping
+    truncated: bool
+
+
+def lay_out(
+    encoded: Encoded, tiles: Tensor, depth: np.ndarray, kept: np.ndarray, weighting: Weighting, max_length: int, where: str
+) -> LaidOut:
+    """Drop, shift and weigh one sample.
+
+    Targets are taken before anything is dropped, so the token after a gap is never a wrong target.
+
+    Raises:
+        DataError: the visual tokens alone exceed `max_length`, or no answer is left after cutting.
+    """
+    ids, visual, answers = encoded.ids, encoded.visual, list(encoded.answers)
+    truncated = len(ids) > max_length
+    if truncated:
+        if visual[max_length:].any():
+            raise DataError(
+                f"{int(visual.sum())} visual tokens and their text exceed max_length {max_length}: "
+                "raise max_length or lower max_tiles",
+                where,
+            )
+        ids, visual = ids[:max_length], visual[:max_length]
+        answers = [(a, min(b, max_length)) for a, b in answers if a < max_length]
+    if not answers:
+        raise DataError(f"no answer is left within max_length {max_length} (the sample has {len(encoded.ids)} tokens)", where)
+    places = np.flatnonzero(visual)
+    stays = ~visual
+    stays[places[kept]] = True
+    positions = np.flatnonzero(stays)
+    after = np.cumsum(stays) - 1  # old position -> new position of the survivors
+    supervised = np.concatenate([np.arange(a, b) for a, b in answers])
+    return LaidOut(
+        tiles=tiles,
+        depth=depth,
+        ids=ids[positions].astype(np.int64),
+        positions=positions,
+        slots=after[places[kept]],
+        kept=kept,
+        predict=after[supervised - 1],
+        targets=ids[supervised].astype(np.int64),
+        weights=answer_weights([b - a for a, b in answers], weighting),
+        visual=len(places),
+        truncated=truncated,
+    )
+
+
+def join(samples: Sequence[LaidOut], tokens_per_tile: int, tile_size: int, modules: int) -> PackTensors:
+    """Lay samples one after another in a single row."""
+    starts = np.concatenate([[0], np.cumsum([len(s.ids) for s in samples])])[:-1]
+    cells = np.concatenate([[0], np.cumsum([len(s.tiles) * tokens_per_tile for s in samples])])[:-1]
+
+    def shifted(name: str, by: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(s, name) + o for s, o in zip(samples, by, strict=True)]))
+
+    none = np.zeros(len(samples), np.int64)
+    with_tiles = [s for s in samples if len(s.tiles)]
+    return PackTensors(
+        tiles=torch.cat([s.tiles for s in with_tiles])
+        if with_tiles
+        else torch.zeros(0, 3, tile_size, tile_size, dtype=torch.uint8),
+        depth=torch.from_numpy(np.concatenate([s.depth for s in with_tiles]))
+        if with_tiles
+        else torch.zeros(0, modules),
+        ids=shifted("ids", none),
+        positions=shifted("positions", none),
+        lengths=tuple(len(s.ids) for s in samples),
+        slots=shifted("slots", starts),
+        kept=shifted("kept", cells),
+        predict=shifted("predict", starts),
+        targets=shifted("targets", none),
+        weights=torch.from_numpy(np.concatenate([s.weights for s in samples])),
+    )
+
+
+def cut_into_packs(samples: Sequence[LaidOut], max_tokens: int, max_tiles: int, max_samples: int | None) -> list[list[LaidOut]]:
+    """Fill packs in order, within the bounds; a sample larger than a bound gets a pack of its own."""
+    packs: list[list[LaidOut]] = []
+    tokens = tiles = 0
+    for sample in samples:
+        full = packs and (
+            tokens + len(sample.ids) > max_tokens
+            or tiles + len(sample.tiles) > max_tiles
+            or (max_samples is not None and len(packs[-1]) >= max_samples)
+        )
+        if not packs or full:
+            packs.append([])
+            tokens = tiles = 0
+        packs[-1].append(sample)
+        tokens += len(sample.ids)
+        tiles += len(sample.tiles)
+    return packs
+
+
+def without_images(sample: Sample) -> Sample:
+    """The sample's conversation alone, for the text-only warm start."""
+    turns = tuple(Turn(t.role, t.text.replace(IMAGE_MARK + "\n", "").replace(IMAGE_MARK, "")) for t in sample.turns)
+    return Sample(turns, (), sample.where)
+
+
+@dataclass(frozen=True)
+class PackLimits:
+    """Bounds of one forward pass."""
+
+    max_length: int  # tokens of a sample before dropping
+    max_tokens: int
+    max_tiles: int
+    max_samples: int | None = None
+
+
+class StepBuilder:
+    """step -> StepBatch, a pure function; picklable, so that worker processes can share it."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        chat: ChatFormat,
+        *,
+        seed: int,
+        batch_size: int,
+        tile_size: int,
+        tokens_per_tile: int,
+        depth_modules: int,
+        tiling: TilingConfig,
+        vrl: TokenDropConfig,
+        weighting: Weighting,
+        limits: PackLimits,
+        text_steps: int = 0,
+        text_batch_size: int = 0,
+    ) -> None:
+        """The first `text_steps` steps hold `text_batch_size` conversations without their images."""
+        self.sources, self.chat, self.seed, self.batch_size = list(sources), chat, seed, batch_size
+        self.tile_size, self.tokens_per_tile, self.depth_modules = tile_size, tokens_per_tile, depth_modules
+        self.tiling, self.vrl, self.weighting, self.limits = tiling, vrl, weighting, limits
+        self.text_steps, self.text_batch_size = text_steps, text_batch_size
+        self.mixture = Mixture([len(s) for s in sources], [s.config.weight for s in sources], seed)
+        self._images: OrderedDict[str, Tensor] = OrderedDict()
+        self._image_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": OrderedDict(), "_image_bytes": 0}
+
+    def _read(self, source: Source, name: str, where: str) -> Tensor:
+        path = str(source.image_path(name))
+        found = self._images.get(path)
+        if found is not None:
+            self._images.move_to_end(path)
+            return found
+        try:
+            image = read_rgb(source.image_path(name))
+        except DataError as error:
+            raise DataError(str(error), where) from error
+        self._images[path] = image
+        self._image_bytes += image.nbytes
+        while self._image_bytes > _DECODED and len(self._images) > 1:
+            self._image_bytes -= self._images.popitem(last=False)[1].nbytes
+        return image
+
+    def sample(self, source: Source, index: int, step: int, slot: int, *, text_only: bool) -> LaidOut:
+        """Read and lay out one sample.
+
+        Raises:
+            DataError: the sample or one of its images is unusable.
+        """
+        sample = source.sample(index)
+        if text_only:
+            sample = without_images(sample)
+        images = [self._read(source, name, sample.where) for name in sample.images]
+        if images:
+            rng = generator(self.seed, Purpose.AUGMENT, step, slot)
+            images, sample = augment(images, sample, source.config.augment, rng)
+        tiling = self.tiling
+        if source.config.max_tiles is not None:
+            tiling = tiling.model_copy(update={"max_tiles": source.config.max_tiles})
+        cut = [cut_tiles(image, tiling, self.tile_size, len(images)) for image in images]
+        encoded = self.chat.encode(sample.turns, [len(t) * self.tokens_per_tile for t in cut], sample.where)
+        n = int(encoded.visual.sum())
+        kept = draw(n, self.vrl, generator(self.seed, Purpose.TOKEN_DROP, step, slot)) if n else np.zeros(0, np.int64)
+        tiles = torch.cat(cut) if cut else torch.zeros(0, 3, self.tile_size, self.tile_size, dtype=torch.uint8)
+        depth = generator(self.seed, Purpose.STOCHASTIC_DEPTH, step, slot).random(
+            (len(tiles), self.depth_modules), dtype=np.float32
+        )
+        return lay_out(encoded, tiles, depth, kept, self.weighting, self.limits.max_length, sample.where)
+
+    def _usable(self, step: int, slot: int, position: int, skipped: list[dict[str, Any]]) -> tuple[LaidOut, str]:
+        place = self.mixture.at(position)
+        source, index = self.sources[place.source], place.index
+        for attempt in range(_ATTEMPTS):
+            try:
+                laid = self.sample(source, index, step, slot, text_only=step < self.text_steps)
+                return laid, f"{source.config.name}[{index}]"
+            except DataError as error:
+                replacement = int(generator(self.seed, Purpose.REPLACEMENT, position, attempt).integers(len(source)))
+                skipped.append(
+                    {
+                        "source": source.config.name,
+                        "sample": index,
+                        "where": error.where,
+                        "reason": error.reason,
+                        "replaced_by": replacement,
+                    }
+                )
+                index = replacement
+        raise TrainingError(
+            f"source '{source.config.name}': {_ATTEMPTS} samples in a row are unusable, the last because "
+            f"{skipped[-1]['reason']}; run `vitp check` on the recipe"
+        )
+
+    def _positions(self, step: int) -> range:
+        if step < self.text_steps:
+            return range(step * self.text_batch_size, (step + 1) * self.text_batch_size)
+        first = (step - self.text_steps) * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def step_batch(self, step: int) -> StepBatch:
+        """All packs of one step with the step's total loss weight and its counts."""
+        skipped: list[dict[str, Any]] = []
+        drawn = [self._usable(step, slot, p, skipped) for slot, p in enumerate(self._positions(step))]
+        samples = [laid for laid, _ in drawn]
+        limits = self.limits
+        packs = cut_into_packs(samples, limits.max_tokens, limits.max_tiles, limits.max_samples)
+        counts = {
+            "samples": len(samples),
+            "tiles": sum(len(s.tiles) for s in samples),
+            "lm_tokens": sum(len(s.ids) for s in samples),
+            "supervised_tokens": sum(len(s.targets) for s in samples),
+            "visual_tokens": sum(s.visual for s in samples),
+            "visual_kept": sum(len(s.kept) for s in samples),
+            "truncated": sum(s.truncated for s in samples),
+            "text_only": sum(not len(s.tiles) for s in samples),
+        }
+        return StepBatch(
+            micros=[join(p, self.tokens_per_tile, self.tile_size, self.depth_modules) for p in packs],
+            weight=float(sum(s.weights.sum(dtype=np.float64) for s in samples)),
+            counts={k: float(v) for k, v in counts.items()},
+            samples=[where for _, where in drawn],
+            skipped=skipped,
+        )
+
+
+def expected_kept(visual: int, vrl: TokenDropConfig) -> float:
+    """Mean number of visual tokens that reach the language model."""
+    return vrl.probability * kept_count(visual, vrl.ratio) + (1 - vrl.probability) * visual

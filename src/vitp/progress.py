@@ -1,0 +1,93 @@
+"""What the user sees of long work: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_QUIET_SECONDS = 15.0  # between lines when standard error is not a terminal
+
+
+class TrainingProgress:
+    """Takes the loop's updates; see `vitp.train.loop.Progress`."""
+
+    def __init__(self, show: Callable[[int, int, str], None]) -> None:
+        self._show = show
+
+    def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
+        """Show the newest numbers."""
+        parts = []
+        for key, label, form in (
+            ("loss", "loss", ".3f"),
+            ("samples_per_s", "samples/s", ".0f"),
+            ("wait_share", "waiting for data", ".0%"),
+        ):
+            if key in logs:
+                parts.append(f"{label} {logs[key]:{form}}")
+        self._show(step, steps, "  ".join(parts))
+
+
+class Console:
+    """Everything goes to standard error, so that standard output stays for results."""
+
+    def __init__(self) -> None:
+        self._console = RichConsole(stderr=True, highlight=False)
+        self._live = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """One plain line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def _shown(self, title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+        if not self._live:
+            yield self._lines(title, unit)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._console, transient=False) as bar:
+            task = bar.add_task(title, total=None, note="")
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+    def _lines(self, title: str, unit: str) -> Callable[[int, int, str], None]:
+        begun = last = time.monotonic()
+        first = 0
+
+        def show(done: int, total: int, note: str) -> None:
+            nonlocal last, begun, first
+            now = time.monotonic()
+            if first == 0:
+                first, begun = done, now
+            if now - last < _QUIET_SECONDS and done != total:
+                return
+            last = now
+            rate = (done - first) / max(1e-9, now - begun)
+            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+            self.say(f"{title}: {done}/{total} {unit}{left}  {note}")
+
+        return show
+
+    @contextmanager
+    def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """A callable (done, total) for work that counts itself."""
+        with self._shown(title, unit) as show:
+            yield lambda done, total: show(done, total, "")
+
+    @contextmanager
+    def training(self, title: str) -> Iterator[TrainingProgress]:
+        """A progress receiver for the training loop."""
+        with self._shown(title, "steps") as show:
+            yield TrainingProgress(show)

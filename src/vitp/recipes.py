@@ -1,0 +1,42 @@
+"""Recipes that ship with vitp: where they are, and loading one by path or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vitp.config import Config, load
+
+C = TypeVar("C", bound=Config)
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes: beside the package's sources in a checkout, inside the package in a wheel."""
+    packaged = Path(__file__).parent / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def list_recipes() -> list[Path]:
+    """All shipped recipes, sorted by kind and name."""
+    return sorted(recipe_folder().glob("*/*.yaml"))
+
+
+def find_recipe(name: str) -> Path | None:
+    """A shipped recipe by ``pretrain/tiny_rsicd``, ``tiny_rsicd`` or ``recipes/pretrain/tiny_rsicd.yaml``."""
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    for path in list_recipes():
+        if wanted in (path.stem, f"{path.parent.name}/{path.stem}"):
+            return path
+    return None
+
+
+def summary(path: Path) -> str:
+    """The first comment line of a recipe."""
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip()
+
+
+def load_recipe(cls: type[C], recipe: Path | str, overrides: Sequence[str] = ()) -> C:
+    """Read a recipe by path or shipped name; see `vitp.config.load`."""
+    return load(cls, recipe, overrides, find=find_recipe)

@@ -1,0 +1,185 @@
+"""Atomic checkpoints: weights and optimiser state as safetensors, the rest as JSON.
+
+A checkpoint is a folder ``checkpoints/step_00000400`` that appears under its name only when every byte is on disk.
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitp.errors import CheckpointError, OutputError
+
+FOLDER = "checkpoints"
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
+
+    Raises:
+        OutputError: no space left, or the place is not writable; `path` is then what it was before.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        raise_if_full(error, path)
+        raise
+
+
+def raise_if_full(error: Exception, path: Path) -> None:
+    """Turn 'no space left' and 'not writable' into an OutputError; return if `error` is neither."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or "No space left on device" in str(error):
+        raise OutputError(f"no space left to write {path}: free some space, or choose another 'out' folder") from error
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another 'out' folder") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, lambda p: _write_text(p, json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; tied parameters appear once, under their first name."""
+    kept = dict(model.named_parameters())
+    persistent = set(model.state_dict().keys())
+    kept.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
+    return {name: tensor.detach() for name, tensor in kept.items()}
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: missing, truncated or not a safetensors file.
+    """
+    try:
+        return dict(load_file(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such weights file") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a complete safetensors file ({error}); it was cut short or is of another format"
+        ) from error
+
+
+def load_model(model: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+    """Copy `tensors` into `model`; every name and shape must match.
+
+    Raises:
+        CheckpointError: names the first missing, left-over or differently shaped tensor.
+    """
+    own = model_tensors(model)
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        detail = f"'{missing[0]}' is missing" if missing else f"'{extra[0]}' is left over"
+        raise CheckpointError(
+            f"{origin}: belongs to another architecture: {detail} ({len(missing)} missing, {len(extra)} left over); "
+            "use the recipe it was made with"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{origin}: belongs to another architecture: '{name}' is {list(tensors[name].shape)} in the file and "
+                f"{list(tensor.shape)} in the model; use the recipe it was made with"
+            )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}::{key}"] = torch.as_tensor(value).detach().clone()
+    return tensors
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("::")
+        parameter = parameters[name]
+        state = optimizer.state[parameter]
+        state[key] = value.to(parameter.device) if value.ndim else value.clone()
+
+
+def save_checkpoint(
+    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep_last: int
+) -> Path:
+    """Write the checkpoint of `step` (number of finished steps), then delete all but the newest `keep_last`.
+
+    Raises:
+        OutputError: no space left or not writable; older checkpoints stay untouched.
+    """
+    folder = out / FOLDER
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".tmp-*"):
+            shutil.rmtree(stale)
+        temporary.mkdir()
+        save_file({k: v.contiguous().cpu() for k, v in model_tensors(model).items()}, temporary / "model.safetensors")
+        save_file(
+            {k: v.contiguous().cpu() for k, v in _optimizer_tensors(model, optimizer).items()},
+            temporary / "optimizer.safetensors",
+        )
+        _write_text(temporary / "state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
+        for file in temporary.iterdir():
+            with open(file, "rb+") as handle:
+                os.fsync(handle.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise_if_full(error, final)
+        raise
+    for old in list_checkpoints(out)[:-keep_last]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(p for p in (out / FOLDER).glob("step_*") if (p / "state.json").is_file())
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore model and optimiser in place; returns the JSON state.
+
+    Raises:
+        CheckpointError: incomplete or of another architecture.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: state.json is unreadable ({error}); resume from an older checkpoint") from error
+    load_model(model, load_tensors(path / "model.safetensors"), path / "model.safetensors")
+    _load_optimizer(model, optimizer, load_tensors(path / "optimizer.safetensors"))
+    assert isinstance(state, dict)
+    return state

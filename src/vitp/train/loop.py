@@ -1,0 +1,338 @@
+"""The one training loop. It knows steps, gradients, schedules and checkpoints, and no task by name.
+
+A step is a pure function of its number: the task lays out its micro-batches together with the step's total loss
+weight, so the gradient is exact however the step is cut, and a resumed run continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vitp.config import Config
+from vitp.errors import CheckpointError, OutputError, TrainingError
+from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_json
+from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor, set_lr
+from vitp.train.trackers import Tracker
+
+
+class LoopConfig(Config):
+    """What every training run sets, whatever its task."""
+
+    steps: int = Field(default=8000, ge=1)  # released scripts; plateau in paper Fig. 5
+    seed: int = Field(default=42, ge=0)  # the released trainer's default
+    warmup: float = Field(default=0.2, ge=0)  # released scripts: share of the steps; from 1 on: number of steps
+    weight_decay: float = Field(default=0.01, ge=0)  # released scripts
+    decay_vectors: bool = False  # True decays biases, norms and scales too, as the released optimiser does in effect
+    betas: tuple[float, float] = (0.9, 0.999)  # released scripts
+    eps: float = Field(default=1e-8, gt=0)  # released scripts
+    clip_norm: float = Field(default=1.0, ge=0)  # released trainer's default; 0 switches clipping off
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # released: bf16; auto takes it where the hardware has it
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, ge=0)  # None: one fewer than the cores, at most 8 (released: 8)
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    max_skipped_share: float = Field(default=0.05, ge=0, le=1)  # stop when more of the samples were unusable
+
+
+class MicroBatch(Protocol):
+    """What one forward pass computes on."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Itself with its tensors on `device`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, saved when the loss is not finite."""
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One optimiser step's data, a pure function of the step number."""
+
+    micros: list[Any]
+    weight: float  # the gradient is the sum over micros of d(loss_sum), divided by this
+    counts: dict[str, float] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)  # where each sample stands, for messages
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """What the loop asks of a task."""
+
+    model: nn.Module
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The parts of the model with their peak learning rates."""
+
+    def step_batch(self, step: int) -> StepBatch:
+        """The data of one step; pure in `step`, called in worker processes."""
+
+    def loss(self, micro: Any) -> tuple[Tensor, dict[str, float]]:
+        """The weighted SUM of the losses of a micro-batch (not divided), and numbers to add up for the log."""
+
+
+class Progress(Protocol):
+    """Somebody who wants to see the run go on."""
+
+    def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
+        """Called after every step; `logs` holds the newest values."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves behind."""
+
+    step: int
+    loss: float
+    seconds: float
+    checkpoint: Path
+    counts: dict[str, float]
+    skipped: int
+
+
+class _Steps(Dataset[StepBatch]):
+    """The steps of a task as a map-style data set, so that torch's worker processes can lay them out ahead."""
+
+    def __init__(self, task: Task) -> None:
+        self.step_batch = task.step_batch
+
+    def __getitem__(self, step: int) -> StepBatch:
+        return self.step_batch(step)
+
+
+def _start_worker(_: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+
+
+def _batches(task: Task, config: LoopConfig, start: int) -> Iterator[StepBatch]:
+    workers = config.workers
+    if workers is None:
+        workers = max(0, min(8, (os.cpu_count() or 1) - 1))
+    if workers == 0:
+        return (task.step_batch(step) for step in range(start, config.steps))
+    loader: DataLoader[StepBatch] = DataLoader(
+        _Steps(task),
+        batch_size=None,
+        sampler=range(start, config.steps),
+        num_workers=workers,
+        prefetch_factor=4,
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if os.name == "posix" else None,
+    )
+    return iter(loader)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one, else the CPU.
+
+    Raises:
+        TrainingError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device: cuda was asked for but torch sees no GPU here; say device: cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """`auto` is bf16 on GPUs that have it and on CPUs with AVX512-BF16 or AMX instructions, else fp32."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.backends.cpu.get_cpu_capability() and torch.cpu._is_avx512_bf16_supported())
+
+
+def prepare_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make `out` ready for a run.
+
+    Raises:
+        OutputError: it is a file, or not empty while neither `resume` nor `overwrite` was said.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; choose another 'out' folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if resume and overwrite:
+        raise OutputError("say either --resume or --overwrite, not both")
+    if overwrite:
+        if not (out / "recipe.yaml").is_file():
+            raise OutputError(f"{out} was not written by vitp (no recipe.yaml in it), so it is not overwritten")
+        shutil.rmtree(out)
+    elif not resume:
+        raise OutputError(
+            f"{out} is not empty: add --resume to continue that run, --overwrite to start it anew, or choose another 'out'"
+        )
+
+
+def _cut_lines(path: Path, step: int) -> None:
+    """Drop the JSON lines a killed run wrote after its last checkpoint."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # a line cut in half by the kill
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _stop_not_finite(
+    out: Path, step: int, what: str, batch: StepBatch, micro: Any, model: nn.Module
+) -> TrainingError:
+    folder = out / "failed" / f"step_{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if micro is not None:
+        save_file({k: v.contiguous().cpu() for k, v in micro.tensors().items()}, folder / "batch.safetensors")
+    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    write_json(folder / "samples.json", {"step": step, "samples": batch.samples, "non_finite_parameters": bad})
+    first = f", the first at {batch.samples[0]}" if batch.samples else ""
+    return TrainingError(
+        f"{what} is not finite at step {step} ({len(batch.samples)} samples{first}); the batch is saved in {folder}; "
+        "lower the learning rate, lengthen the warm-up or look at these samples"
+    )
+
+
+class _Run:
+    """The moving parts of one call of `train`."""
+
+    def __init__(self, task: Task, config: LoopConfig, out: Path, starts: tuple[int, ...]) -> None:
+        self.task, self.config, self.out, self.starts = task, config, out, starts
+        self.device = choose_device(config.device)
+        self.bf16 = uses_bf16(config.precision, self.device)
+        self.model = task.model.to(self.device)
+        self.groups = task.parameter_groups()
+        self.optimizer = build_optimizer(
+            self.groups,
+            weight_decay=config.weight_decay,
+            betas=config.betas,
+            eps=config.eps,
+            decay_vectors=config.decay_vectors,
+        )
+        self.parameters = [p for g in self.groups if g.lr > 0 for _, p in g.parameters]
+        if not self.parameters:
+            raise TrainingError("every learning rate is 0, so nothing would train; set one above 0")
+
+    def step(self, step: int, batch: StepBatch) -> dict[str, float]:
+        """Forward and backward over the micro-batches, clip, update. Returns loss, gradient norm and lr factor."""
+        loss = 0.0
+        extra: dict[str, float] = {}
+        for micro in batch.micros:
+            moved = micro.to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss_sum, logs = self.task.loss(moved)
+            part = loss_sum.float() / batch.weight
+            part.backward()
+            loss += float(part.detach())
+            if not math.isfinite(loss):
+                raise _stop_not_finite(self.out, step, "the loss", batch, micro, self.model)
+            for key, value in logs.items():
+                extra[key] = extra.get(key, 0.0) + value
+        limit = self.config.clip_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not math.isfinite(norm):
+            raise _stop_not_finite(self.out, step, "the gradient", batch, batch.micros[0], self.model)
+        factor = lr_factor(step, self.config.steps, self.config.warmup, self.starts)
+        set_lr(self.optimizer, factor)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss, "grad_norm": norm, "lr_factor": factor, **extra}
+
+
+def _check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
+    before = saved.get("fingerprint", {})
+    changed = sorted(k for k in before.keys() | fingerprint.keys() if before.get(k) != fingerprint.get(k))
+    if changed:
+        key = changed[0]
+        raise CheckpointError(
+            f"{path}: made with another recipe ({', '.join(changed[:5])} changed; {key} was {before.get(key)!r}, is now "
+            f"{fingerprint.get(key)!r}): resume with the same values, or start a new run in another 'out'"
+        )
+
+
+def train(
+    task: Task,
+    config: LoopConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    schedule_starts: tuple[int, ...] = (0,),
+    fingerprint: dict[str, Any] | None = None,
+) -> TrainResult:
+    """Train `task` for `config.steps` steps, from the newest checkpoint in `out` when `resume` is set.
+
+    Args:
+        task: model, data and loss.
+        config: steps, optimiser and bookkeeping.
+        out: the run's folder, made ready by `prepare_output`.
+        resume: continue from the newest complete checkpoint if there is one.
+        progress: told after every step.
+        schedule_starts: first steps of the phases with a learning-rate schedule of their own.
+        fingerprint: values that must be the same when a run is resumed.
+
+    Raises:
+        TrainingError: loss or gradient not finite, or too many unusable samples.
+        CheckpointError: the checkpoint does not fit.
+        OutputError: no space left.
+    """
+    begun = time.perf_counter()
+    run = _Run(task, config, out, schedule_starts)
+    fingerprint = json.loads(json.dumps(fingerprint or {}))
+    start, total = 0, {"samples": 0.0, "skipped": 0.0}
+    checkpoints = list_checkpoints(out) if resume else []
+    if checkpoints:
+        state = load_checkpoint(checkpoints[-1], run.model, run.optimizer)
+        _check_same_recipe(state, fingerprint, checkpoints[-1])
+        start, total = int(state["step"]), state["total"]
+        for name in ("log.jsonl", "skipped.jsonl"):
+            _cut_lines(out / name, start)
+    run.model.train()
+    tracker = Tracker(out, start, config.log_every, {g.name: g.lr for g in run.groups})
+    loss = math.nan
+    waited_from = time.perf_counter()
+    last_saved = checkpoints[-1] if checkpoints else out
+    try:
+        for step, batch in enumerate(_batches(task, config, start), start):
+            got = time.perf_counter()
+            numbers = run.step(step, batch)
+            done = time.perf_counter()
+            loss = numbers["loss"]
+            for key, value in batch.counts.items():
+                total[key] = total.get(key, 0.0) + value
+            total["skipped"] += len(batch.skipped)
+            if total["skipped"] > max(20.0, config.max_skipped_share * total["samples"]):
+                raise TrainingError(
+                    f"{total['skipped']:.0f} of {total['samples']:.0f} samples were unusable so far, see "
+                    f"{out / 'skipped.jsonl'}; run `vitp check`, or raise max_skipped_share"
+                )
+            logs = tracker.step(step + 1, numbers, batch, wait=got - waited_from, busy=done - got)
+            if progress is not None:
+                progress.update(step + 1, config.steps, logs)
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                tracker.flush()
+                state = {"total": total, "fingerprint": fingerprint, "loss": loss}
+                last_saved = save_checkpoint(out, step + 1, run.model, run.optimizer, state, config.keep_last)
+            waited_from = time.perf_counter()
+    finally:
+        tracker.close()
+    seconds = time.perf_counter() - begun
+    return TrainResult(config.steps, loss, seconds, last_saved, total, int(total["skipped"]))

@@ -1,0 +1,105 @@
+"""Numbers of a run: JSON lines always, TensorBoard beside them, and every skipped sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitp.train.loop import StepBatch
+
+
+class Tracker:
+    """Averages over `every` steps and writes one line each time.
+
+    Fields of a line: step, loss and grad_norm (means), lr_<part>, samples_per_s, tokens_per_s (language-model tokens),
+    dropped_share (visual tokens dropped by VRL), wait_share (time spent waiting for data), and the task's own numbers.
+    """
+
+    def __init__(self, out: Path, start: int, every: int, peak_lr: dict[str, float]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.every, self.peak_lr = every, peak_lr
+        self._log: IO[str] = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._skipped: IO[str] = open(out / "skipped.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._board = self._open_board(out, start)
+        self._reset()
+        self.newest: dict[str, float] = {}
+
+    @staticmethod
+    def _open_board(out: Path, start: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+        self._steps, self._wait, self._busy = 0, 0.0, 0.0
+
+    def step(self, step: int, numbers: dict[str, float], batch: StepBatch, wait: float, busy: float) -> dict[str, float]:
+        """Take in one finished step; returns the newest averaged line (empty before the first).
+
+        Args:
+            step: 1-based number of finished steps.
+            numbers: loss, grad_norm, lr_factor and the task's own sums.
+            batch: the step's data, for its counts and skipped samples.
+            wait: seconds spent waiting for the data.
+            busy: seconds of computation.
+        """
+        for record in batch.skipped:
+            self._skipped.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+        for key, value in numbers.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        for key, value in batch.counts.items():
+            self._counts[key] = self._counts.get(key, 0.0) + value
+        self._steps += 1
+        self._wait += wait
+        self._busy += busy
+        if step % self.every == 0 or step == 1:
+            self._write(step, numbers["lr_factor"])
+        return self.newest
+
+    def _write(self, step: int, factor: float) -> None:
+        seconds = max(1e-9, self._wait + self._busy)
+        line: dict[str, float] = {"step": step}
+        line.update({k: v / self._steps for k, v in self._sums.items() if k != "lr_factor"})
+        line.update({f"lr_{name}": lr * factor for name, lr in self.peak_lr.items()})
+        counts = self._counts
+        line["samples_per_s"] = counts.get("samples", 0.0) / seconds
+        if "lm_tokens" in counts:
+            line["tokens_per_s"] = counts["lm_tokens"] / seconds
+        if counts.get("visual_tokens"):
+            line["dropped_share"] = 1.0 - counts["visual_kept"] / counts["visual_tokens"]
+        line["wait_share"] = self._wait / seconds
+        for key in ("truncated", "text_only"):
+            if counts.get(key):
+                line[key] = counts[key]
+        rounded = {k: float(f"{v:.6g}") if k != "step" else v for k, v in line.items()}
+        self._log.write(json.dumps(rounded) + "\n")
+        self._log.flush()
+        for key, value in rounded.items():
+            if key != "step":
+                self._board.add_scalar(key, value, step)
+        self.newest = rounded
+        self._reset()
+
+    def flush(self) -> None:
+        """Push everything written so far to the files."""
+        self._log.flush()
+        self._skipped.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close; safe to call twice."""
+        if not self._log.closed:
+            self.flush()
+            self._log.close()
+            self._skipped.close()
+            self._board.close()
+
+
+def read_log(out: Path) -> list[dict[str, float]]:
+    """The lines of a run's log.jsonl."""
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,107 @@
+"""Packed attention for any transformers decoder, through transformers' own attention interface.
+
+Samples lie one after another in a single row; attention is causal and stays inside each sample. The sample
+lengths travel as keyword arguments. They are never inferred from the positions: with VRL the positions of the
+survivors have gaps, and transformers would take every gap for a new document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from vitp.errors import CheckpointError
+
+NAME = "vitp_packed"
+
+# Shape legend: B batch, H query heads, G key/value heads, S positions, D head width.
+
+
+def _per_document(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Sequence[int], scale: float | None) -> Tensor:
+    parts = zip(q_BHSD.split(lengths, 2), k_BGSD.split(lengths, 2), v_BGSD.split(lengths, 2), strict=True)
+    out = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True) for q, k, v in parts]
+    return torch.cat(out, 2)
+
+
+def _varlen(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Sequence[int], scale: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = q_BHSD.shape[1] // k_BGSD.shape[1]
+    if groups > 1:  # torch 2.11 has no enable_gqa here
+        k_BGSD, v_BGSD = k_BGSD.repeat_interleave(groups, 1), v_BGSD.repeat_interleave(groups, 1)
+    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(q_BHSD.device)
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_BHSD, k_BGSD, v_BGSD))
+    longest = max(lengths)
+    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
+    assert isinstance(out, Tensor)
+    return out.transpose(0, 1)[None]
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    doc_lengths: Sequence[int] | None = None,
+    **_: Any,  # transformers hands every attention function its whole keyword set
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document of a packed row.
+
+    Args:
+        module: the calling attention layer (unused; the interface passes it).
+        query: [B, H, S, D]; B must be 1 when `doc_lengths` is given.
+        key: [B, G, S, D], value: the same.
+        value: see `key`.
+        attention_mask: unused; the mask function registered beside returns None.
+        scaling: softmax scale, None for 1 / sqrt(D).
+        dropout: must be 0.
+        doc_lengths: lengths that sum to S; None means every row is one document, new queries at its end (generation).
+
+    Returns:
+        ([B, S, H, D], None).
+    """
+    assert dropout == 0.0, "packed attention has no dropout"
+    if doc_lengths is None:
+        aligned = query.shape[2] == key.shape[2]
+        assert aligned or query.shape[2] == 1, "cached decoding takes one new token at a time"
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=aligned, scale=scaling, enable_gqa=True)
+    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        out = _varlen(query, key, value, doc_lengths, scaling)
+    else:
+        out = _per_document(query, key, value, doc_lengths, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    return None
+
+
+def use_packed_attention(language_model: nn.Module) -> None:
+    """Switch a transformers decoder to packed attention.
+
+    Raises:
+        CheckpointError: the model does not use transformers' attention interface, or uses sliding windows.
+    """
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    config = language_model.config
+    name = type(language_model).__name__
+    kinds = getattr(config, "layer_types", None) or []
+    if any(kind != "full_attention" for kind in kinds):
+        raise CheckpointError(f"{name} has layers of kind {sorted(set(kinds))}: only full attention can be packed")
+    try:
+        language_model.set_attn_implementation(NAME)  # type: ignore[operator]
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} does not take its attention from transformers' interface ({error}): choose a decoder that does, "
+            "such as Qwen2, Qwen3 or Llama"
+        ) from error

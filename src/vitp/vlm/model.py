@@ -1,0 +1,186 @@
+"""The vision-language model: tower -> keep -> pixel shuffle + projector on the kept -> language model -> loss.
+
+Shape legend: T tiles, P patches of a tile, C tower width, N visual tokens of the pack, K kept ones, L packed
+positions, W language-model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitp.vlm.attention import use_packed_attention
+from vitp.vlm.loss import supervised_loss
+from vitp.vlm.stochastic_depth import KeyedDropPath, install, set_uniforms
+
+
+@dataclass(frozen=True)
+class PackTensors:
+    """What the model computes on: samples laid out one after another, dropped tokens already gone.
+
+    tiles: uint8 [T, 3, S, S]; depth: float32 [T, modules] uniform numbers for stochastic depth;
+    ids: int64 [L], with the placeholder id at visual positions; positions: int64 [L], as before dropping;
+    lengths: samples' lengths, sum L; slots: int64 [K], where the kept visual tokens stand in the row;
+    kept: int64 [K], which of the pack's N visual tokens they are (tile-major);
+    predict: int64 [S], positions whose next token is supervised; targets: int64 [S]; weights: float32 [S].
+    """
+
+    tiles: Tensor
+    depth: Tensor
+    ids: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+    slots: Tensor
+    kept: Tensor
+    predict: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; the lengths as one of them."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        return {**named, "lengths": torch.tensor(self.lengths)}
+
+    def to(self, device: torch.device) -> PackTensors:
+        """The same pack with its tensors on `device`."""
+        moved = {n: t.to(device, non_blocking=True) for n, t in self.tensors().items() if n != "lengths"}
+        return replace(self, **moved)
+
+
+class Projector(nn.Module):
+    """LayerNorm - Linear - GELU - Linear from f x f shuffled patches to the language model's width (InternVL's mlp1)."""
+
+    def __init__(self, tower_width: int, factor: int, width: int) -> None:
+        super().__init__()
+        self.factor = factor
+        channels = tower_width * factor * factor
+        self.norm = nn.LayerNorm(channels)
+        self.fc1 = nn.Linear(channels, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, shuffled: Tensor) -> Tensor:
+        """[K, C f^2] to [K, W]."""
+        out: Tensor = self.fc2(nn.functional.gelu(self.fc1(self.norm(shuffled))))
+        return out
+
+
+def shuffle_kept(patches_TPC: Tensor, kept: Tensor, grid: int, factor: int) -> Tensor:
+    """Pixel shuffle (InternVL v2 order) of the kept cells alone.
+
+    A visual token is a cell of f x f patches; its channels are the patches' vectors in the order of the rows:
+    (2a, 2b), (2a, 2b+1), (2a+1, 2b), (2a+1, 2b+1) for f = 2.
+
+    Args:
+        patches_TPC: [T, grid * grid, C].
+        kept: int64 [K], indices into the T * (grid / f)^2 cells, tile-major then row-major.
+        grid: patches on a side of a tile.
+        factor: f, 1 for no shuffle, 2 for a down-sample ratio of 0.5.
+
+    Returns:
+        [K, C f^2].
+    """
+    flat = patches_TPC.flatten(0, 1)
+    if factor == 1:
+        return flat.index_select(0, kept)
+    side = grid // factor
+    tile, cell = kept // (side * side), kept % (side * side)
+    first = tile * grid * grid + (cell // side) * factor * grid + (cell % side) * factor
+    step = torch.arange(factor, device=kept.device)
+    offsets = (step[:, None] * grid + step[None, :]).flatten()
+    return flat.index_select(0, (first[:, None] + offsets).flatten()).view(len(kept), -1)
+
+
+class VisionLanguageModel(nn.Module):
+    """A timm ViT, a projector and a transformers causal language model, trained as one."""
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        language_model: nn.Module,
+        *,
+        image_size: int,
+        factor: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        drop_path: float = 0.0,
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            tower: timm ViT without a classifier, for square inputs of `image_size`.
+            language_model: transformers causal LM with the image token in its vocabulary.
+            image_size: side of a tile in pixels.
+            factor: pixel-shuffle factor; must divide the tile's patch grid.
+            mean: of the pixels in [0, 1], per channel.
+            std: of the same.
+            drop_path: stochastic depth of the last block; rates grow linearly from 0.
+
+        Raises:
+            ValueError: the factor does not divide the grid, or the tower has no place for stochastic depth.
+        """
+        super().__init__()
+        patch = int(tower.patch_embed.patch_size[0])  # type: ignore[union-attr,index]
+        self.grid = image_size // patch
+        if image_size % patch or self.grid % factor:
+            raise ValueError(
+                f"image_size {image_size} with patch_size {patch} gives a grid of {image_size / patch:g} patches, which "
+                f"pixel_shuffle {factor} does not divide"
+            )
+        self.image_size, self.factor = image_size, factor
+        self.tower = tower
+        self.depth_modules: list[KeyedDropPath] = install(tower, drop_path)
+        self.language_model = language_model
+        use_packed_attention(language_model)
+        width = language_model.get_input_embeddings().embedding_dim  # type: ignore[operator]
+        self.projector = Projector(int(tower.num_features), factor, width)  # type: ignore[arg-type]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Visual tokens of one tile before dropping."""
+        return (self.grid // self.factor) ** 2
+
+    def encode(self, tiles: Tensor, depth: Tensor | None = None) -> Tensor:
+        """Tiles uint8 [T, 3, S, S] to patch features [T, P, C], CLS and register tokens removed."""
+        set_uniforms(self.depth_modules, depth if depth is not None and depth.shape[1] else None)
+        pixels = (tiles.float() - self.mean) / self.std
+        features: Tensor = self.tower.forward_features(pixels)  # type: ignore[operator]
+        set_uniforms(self.depth_modules, None)
+        return features[:, int(self.tower.num_prefix_tokens) :]  # type: ignore[arg-type]
+
+    def project(self, patches: Tensor, kept: Tensor) -> Tensor:
+        """Patch features [T, P, C] and kept cells [K] to language-model inputs [K, W]; nothing else is projected."""
+        out: Tensor = self.projector(shuffle_kept(patches, kept, self.grid, self.factor))
+        return out
+
+    def embed(self, pack: PackTensors) -> Tensor:
+        """Inputs of the language model, [1, L, W]."""
+        embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
+        inputs: Tensor = embedding(pack.ids)
+        if len(pack.kept):
+            visual = self.project(self.encode(pack.tiles, pack.depth), pack.kept)
+            inputs = inputs.index_copy(0, pack.slots, visual.to(inputs.dtype))
+        return inputs[None]
+
+    def hidden(self, pack: PackTensors) -> Tensor:
+        """Last hidden states of the language model, [L, W]."""
+        out = self.language_model.model(  # type: ignore[union-attr,operator]
+            inputs_embeds=self.embed(pack),
+            position_ids=pack.positions[None],
+            use_cache=False,
+            doc_lengths=pack.lengths,
+        )
+        states: Tensor = out.last_hidden_state
+        return states[0]
+
+    def forward(self, pack: PackTensors) -> Tensor:
+        """The weighted sum of the losses at the supervised positions (Eq. 2), not divided."""
+        head: Any = self.language_model.get_output_embeddings()  # type: ignore[operator]
+        rows = self.hidden(pack).index_select(0, pack.predict)
+        return supervised_loss(rows, head.weight, pack.targets, pack.weights)

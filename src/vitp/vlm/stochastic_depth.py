@@ -1,0 +1,64 @@
+"""Stochastic depth whose decisions come with the data.
+
+timm's own module draws from the global generator, once per tensor row, so that the result depends on how tiles
+are batched. Here the uniform numbers travel in the pack, keyed by (seed, step, sample): the same tile loses the
+same residual branches whatever the micro-batch or the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class KeyedDropPath(nn.Module):
+    """Drops the residual branch of each row whose number is below `rate`; scales the others by 1 / (1 - rate).
+
+    `uniform` [rows] is set by `set_uniforms` before a training forward; without it, or in eval mode, nothing drops.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.uniform: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Branch output [rows, ...] to the same shape, in the same dtype."""
+        if not self.training or self.rate == 0.0 or self.uniform is None:
+            return x
+        keep = (self.uniform >= self.rate).to(x.dtype) / (1.0 - self.rate)
+        return x * keep.view(-1, *([1] * (x.ndim - 1)))
+
+    def extra_repr(self) -> str:
+        """The rate, for ``print(model)``."""
+        return f"rate={self.rate:.3f}"
+
+
+def install(tower: nn.Module, rate: float) -> list[KeyedDropPath]:
+    """Replace the drop-path modules of a timm ViT's blocks; rates grow linearly from 0 to `rate` (released script).
+
+    Returns the new modules in order, two per block; empty when `rate` is 0.
+
+    Raises:
+        ValueError: the tower's blocks have no drop-path slots.
+    """
+    if rate == 0.0:
+        return []
+    blocks = list(getattr(tower, "blocks", []))
+    installed: list[KeyedDropPath] = []
+    for i, block in enumerate(blocks):
+        for slot in ("drop_path1", "drop_path2"):
+            if not hasattr(block, slot):
+                raise ValueError(f"{type(block).__name__} has no '{slot}': set drop_path to 0 for this tower")
+            module = KeyedDropPath(rate * i / max(1, len(blocks) - 1))
+            setattr(block, slot, module)
+            installed.append(module)
+    if not installed:
+        raise ValueError(f"{type(tower).__name__} has no blocks: set drop_path to 0 for this tower")
+    return installed
+
+
+def set_uniforms(modules: list[KeyedDropPath], uniforms: Tensor | None) -> None:
+    """Hand each module its column of `uniforms` [tiles, modules]; None switches dropping off."""
+    for i, module in enumerate(modules):
+        module.uniform = None if uniforms is None else uniforms[:, i]

@@ -1,0 +1,76 @@
+"""Building the language model: a small Qwen2-architecture one from scratch, or any transformers causal LM by path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from vitp.config import Config
+from vitp.errors import CheckpointError
+
+
+class LanguageModelConfig(Config):
+    """Either `path` (a folder or hub id, weights and tokenizer), or the sizes of a small Qwen2 built here."""
+
+    path: str | None = None
+    width: int = Field(default=192, ge=16)
+    depth: int = Field(default=3, ge=1)
+    heads: int = Field(default=3, ge=1)
+    kv_heads: int = Field(default=1, ge=1)
+    mlp_width: int = Field(default=512, ge=16)
+    vocabulary: int = Field(default=4096, ge=300)  # upper bound of the tokenizer built from the recipe's text
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> LanguageModelConfig:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+def build_language_model(config: LanguageModelConfig, vocabulary: int, seed: int) -> nn.Module:
+    """A Qwen2 with random weights, embeddings tied, drawn from `seed` alone."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    qwen = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=32768,
+        rope_theta=1e6,  # Qwen2.5
+        tie_word_embeddings=True,  # Qwen2.5-0.5B
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(qwen)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def load_language_model(path: str, vocabulary: int) -> nn.Module:
+    """Any transformers causal LM, its embedding rows extended to `vocabulary` when tokens were added.
+
+    Raises:
+        CheckpointError: nothing loadable there.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
+        raise CheckpointError(
+            f"{path}: no causal language model can be loaded{hint}: {str(error).splitlines()[0]}"
+        ) from error
+    if model.get_input_embeddings().num_embeddings < vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=True)
+    assert isinstance(model, nn.Module)
+    return model

@@ -1,0 +1,68 @@
+"""Dynamic tiling against the published table and against Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from vitp.instruction.tiling import TilingConfig, choose_grid, cut_tiles, tile_count
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "most", "grid", "tiles"),
+    [
+        (633, 633, 6, (1, 1), 1),
+        (800, 800, 6, (2, 2), 5),
+        (800, 800, 12, (2, 2), 5),
+        (1024, 1024, 6, (2, 2), 5),
+        (1024, 1024, 12, (3, 3), 10),
+        (640, 480, 6, (3, 2), 7),
+        (640, 480, 12, (4, 3), 13),
+        (1920, 1080, 6, (2, 1), 3),
+        (1920, 1080, 12, (4, 2), 9),
+        (2000, 500, 6, (4, 1), 5),
+        (2000, 500, 12, (4, 1), 5),
+    ],
+)
+def test_grids_of_the_released_pipeline(width: int, height: int, most: int, grid: tuple[int, int], tiles: int) -> None:
+    assert choose_grid(width, height, 1, most, 448) == grid
+    assert tile_count(width, height, TilingConfig(max_tiles=most), 448) == tiles
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 12), st.integers(1, 4))
+def test_count_equals_what_is_cut(width: int, height: int, most: int, images: int) -> None:
+    config = TilingConfig(max_tiles=most)
+    columns, rows = choose_grid(width, height, 1, max(1, most // images), 448)
+    assert columns * rows <= max(1, most // images)
+    assert tile_count(width, height, config, 448, images) == columns * rows + (columns * rows > 1)
+
+
+def assert_close_levels(tile: torch.Tensor, expected: np.ndarray) -> None:
+    difference = np.abs(tile.permute(1, 2, 0).numpy().astype(int) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.05
+
+
+def test_tiles_equal_pillow_row_by_row_thumbnail_last() -> None:
+    rng = np.random.default_rng(0)
+    low = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    picture = low.resize((300, 200), Image.Resampling.BICUBIC)
+    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    size = 64
+    tiles = cut_tiles(image, TilingConfig(max_tiles=6), size)
+    assert tuple(tiles.shape) == (7, 3, size, size)
+    whole = np.asarray(picture.resize((3 * size, 2 * size), Image.Resampling.BICUBIC)).astype(int)
+    for k in range(6):
+        row, column = divmod(k, 3)
+        expected = whole[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        assert_close_levels(tiles[k], expected)
+    thumbnail = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    assert_close_levels(tiles[6], thumbnail)
+
+
+def test_an_image_of_the_tiles_size_is_untouched() -> None:
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(cut_tiles(image, TilingConfig(), 64)[0], image)
