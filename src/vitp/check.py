@@ -366,7 +366,7 @@ class _Merged:
 
     def _find_duplicates(self) -> None:
         """A warning for every sample that says the same about the same images as an earlier one."""
-        if not self._hashes:
+        if not any(map(len, self._hashes)):
             return
         table = np.concatenate(self._hashes)
         order = np.argsort(table[:, 0], kind="stable")

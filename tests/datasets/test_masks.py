@@ -68,7 +68,7 @@ def test_palette_masks_give_indices_not_colours(tmp_path: Path) -> None:
     assert data.classes == ("background", "road", "roof")
     image, mask = data.read(3)
     assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 12, 20))
-    np.testing.assert_array_equal(mask, np.random.default_rng(3).integers(0, 3, (12, 20)))
+    np.testing.assert_array_equal(mask, np.random.default_rng(3).integers(0, 3, (12, 20), dtype=np.uint8))
     report = data.check()
     both = sum(data.read_mask(i).numel() for i in [*data.train, *data.test])
     assert sum(report.train.values()) + sum(report.test.values()) == both

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
-from torchvision.tv_tensors import Image, Mask
 
 from vitp.config import Config
 from vitp.metrics.segmentation import IGNORE
@@ -50,7 +49,7 @@ def augment(
         image uint8 [3, c, c] and mask uint8 [c, c]; what lies outside the picture is 255 (ignored) in the mask.
     """
     rng = generator(seed, Purpose.AUGMENT, step, slot)
-    picture, labels = _random_crop(Image(image), Mask(mask), config, rng)
+    picture, labels = _random_crop(image, mask[None], config, rng)
     if config.flip and rng.random() < 0.5:
         picture, labels = functional.horizontal_flip(picture), functional.horizontal_flip(labels)
     if config.rot90:
@@ -60,11 +59,15 @@ def augment(
             picture, labels = functional.vertical_flip(picture), functional.vertical_flip(labels)
     if config.photometric > 0:
         picture = _distort_colours(picture, config.photometric, rng)
-    return picture.as_subclass(Tensor).contiguous(), labels.as_subclass(Tensor).contiguous()
+    return picture.contiguous(), labels[0].contiguous()
 
 
 def _random_crop(image: Tensor, mask: Tensor, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Zoom and crop in one resampling of the part that is seen, then fill what lies outside the picture."""
+    """Zoom and crop in one resampling of the part that is seen, then fill what lies outside the picture.
+
+    The mask is no tv_tensors.Mask: torchvision resizes those by plain nearest whatever is asked, which shifts them
+    against the image by up to half a pixel of the coarser grid; nearest-exact has the image's pixel centres.
+    """
     height, width = mask.shape[-2:]
     zoom = float(np.exp(rng.uniform(np.log(config.scale[0]), np.log(config.scale[1]))))
     seen = max(1, round(config.crop / zoom))  # side of the crop in source pixels
@@ -73,13 +76,12 @@ def _random_crop(image: Tensor, mask: Tensor, config: AugmentConfig, rng: np.ran
         at = int(rng.integers(min(0, length - seen), max(0, length - seen) + 1))
         first, last = max(0, at), min(length, at + seen)
         taken.append((first, last - first))
-        left = round((first - at) * config.crop / seen)
+        left = min(config.crop - 1, round((first - at) * config.crop / seen))
         side = max(1, min(config.crop - left, round((last - first) * config.crop / seen)))
         placed.append((left, side, config.crop - left - side))
     (y, h), (x, w) = taken
     (above, rows, below), (before, columns, after) = placed
     image = functional.resized_crop(image, y, x, h, w, [rows, columns], antialias=True)
-    # nearest-exact has the pixel centres of the bilinear image; plain nearest is off by up to half a pixel
     mask = functional.resized_crop(mask, y, x, h, w, [rows, columns], interpolation=InterpolationMode.NEAREST_EXACT)
     if above or below or before or after:
         padding = [before, above, after, below]

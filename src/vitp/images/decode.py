@@ -139,22 +139,25 @@ def _open_file(path: Path) -> BinaryIO:
     restore = "correct the path or put the file there"
     try:
         status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("image-not-a-file", "is a folder, not an image", "name an image file in it", where)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("image-not-a-file", "is not a regular file", "name an image file", where)
-        if status.st_size == 0:
-            raise ImageError("image-empty", "is empty (0 bytes)", "copy the image again or remove its record", where)
-        return path.open("rb")
+        regular = stat.S_ISREG(status.st_mode)  # opening a pipe would wait for its writer
+        stream = path.open("rb") if regular and status.st_size else None
     except FileNotFoundError as error:
-        missing = f"does not exist (nor does its folder {path.parent.name})" if not path.parent.is_dir() else None
-        raise ImageError("image-missing", missing or "does not exist", restore, where) from error
+        missing = (
+            "does not exist" if path.parent.is_dir() else f"does not exist, nor does its folder {path.parent.name}"
+        )
+        raise ImageError("image-missing", missing, restore, where) from error
     except PermissionError as error:
         raise ImageError("image-denied", "may not be read", "give yourself read permission", where) from error
     except OSError as error:
         raise ImageError("image-unreadable", f"cannot be opened ({error.strerror})", restore, where) from error
     except ValueError as error:  # a NUL character in the name
         raise ImageError("image-missing", "has a name no file can have", restore, ascii(where)) from error
+    if stream is not None:
+        return stream
+    if regular:
+        raise ImageError("image-empty", "is empty (0 bytes)", "copy the image again or remove its record", where)
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
+    raise ImageError("image-not-a-file", f"is {kind}, not an image", "name an image file", where)
 
 
 def _deep_pixels(image: Image.Image, stream: BinaryIO) -> str | None:

@@ -149,7 +149,7 @@ def _parse_list(inside: str, offset: int) -> tuple[Box, ...]:
                 code: GrammarCode = "box-range" if re.fullmatch(r"\s*-?[\d.]+\s*", match[index]) else "box-syntax"
                 raise GrammarError(code, f"{_shorten(match[index])} is no coordinate", fix, offset + match.start(index))
         box = (int(match[1]), int(match[2]), int(match[3]), int(match[4]))
-        _check_box(box, offset + match.start())
+        _check_box(box, offset + inside.index("[", match.start()))
         boxes.append(box)
         if match.end() == end:
             return tuple(boxes)

@@ -304,7 +304,8 @@ def index_array(data: bytes, file: str) -> tuple[Int64, Int64, Int64]:
             position = _skip(text, position + 1)
         if not places:
             position += 1
-        if _skip(text, position) != len(text):
+        position = _skip(text, position)
+        if position != len(text):
             raise json.JSONDecodeError("something follows the closing ]", text, position)
     except json.JSONDecodeError as error:
         raise DataError(

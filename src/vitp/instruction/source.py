@@ -140,10 +140,10 @@ def _missing(path: Path, what: str) -> DataError:
     """A sentence about a missing path, with what lies near it under a similar name."""
     folder = next((parent for parent in path.parents if parent.is_dir()), None)
     wanted = path.relative_to(folder).parts[0] if folder else path.name
-    names = [] if folder is None else [entry.name for entry in os.scandir(folder)]
-    close = difflib.get_close_matches(wanted, names, n=3)
-    fix = f"did you mean {' or '.join(close)}" if close else "correct the path"
-    return DataError(f"{what}; in {folder}: {fix}" if close else f"{what}; {fix}", str(path))
+    names = [] if folder is None else [name for name in os.listdir(folder) if name != wanted]
+    close = difflib.get_close_matches(wanted, sorted(names), n=3)
+    fix = f"did you mean {' or '.join(close)} in {folder}" if close else "correct the path"
+    return DataError(f"{what}; {fix}", str(path))
 
 
 def _open_records(config: SourceConfig, root: Path) -> _TextRecords | _NativeRecords:

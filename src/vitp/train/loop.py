@@ -297,17 +297,16 @@ def train(
     begun = time.perf_counter()
     run = _Run(task, config, out, schedule_starts)
     fingerprint = json.loads(json.dumps(fingerprint or {}))
-    start, total = 0, {"samples": 0.0, "skipped": 0.0}
+    start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0}
     checkpoints = list_checkpoints(out) if resume else []
     if checkpoints:
         state = load_checkpoint(checkpoints[-1], run.model, run.optimizer)
         _check_same_recipe(state, fingerprint, checkpoints[-1])
-        start, total = int(state["step"]), state["total"]
+        start, loss, total = int(state["step"]), float(state["loss"]), state["total"]
         for name in ("log.jsonl", "skipped.jsonl"):
             _cut_lines(out / name, start)
     run.model.train()
     tracker = Tracker(out, start, config.log_every, {g.name: g.lr for g in run.groups})
-    loss = math.nan
     waited_from = time.perf_counter()
     last_saved = checkpoints[-1] if checkpoints else out
     try:
