@@ -220,6 +220,8 @@ class _Run:
         self.bf16 = uses_bf16(config.precision, self.device)
         self.model = task.model.to(self.device)
         self.groups = task.parameter_groups()
+        if all(group.lr <= 0 for group in self.groups):
+            raise TrainingError("every learning rate is 0, so nothing would train; set one above 0")
         self.optimizer = build_optimizer(
             self.groups,
             weight_decay=config.weight_decay,
@@ -228,8 +230,6 @@ class _Run:
             decay_vectors=config.decay_vectors,
         )
         self.parameters = [p for g in self.groups if g.lr > 0 for _, p in g.parameters]
-        if not self.parameters:
-            raise TrainingError("every learning rate is 0, so nothing would train; set one above 0")
 
     def step(self, step: int, batch: StepBatch) -> dict[str, float]:
         """Forward and backward over the micro-batches, clip, update. Returns loss, gradient norm and lr factor."""
