@@ -94,6 +94,7 @@ def test_the_report_does_not_depend_on_the_workers(tmp_path: Path, monkeypatch: 
     steps: list[tuple[int, int]] = []
     alone = check(sources, decode=True, progress=lambda done, total: steps.append((done, total)))
     assert check(sources, decode=True, workers=2) == alone
+    assert alone.bad == {(0, line - 1) for line in (*EXPECTED, 4)}
     assert steps == [(n, 23) for n in (3, 6, 9, 12, 15, 16, 19, 22, 23)]
 
 

@@ -105,6 +105,14 @@ def test_exif_orientation_is_applied(tmp_path: Path, name: str, orientation: int
     assert (expected.shape[1] > expected.shape[2]) == (orientation >= 5)
 
 
+def test_a_tiff_with_metadata_is_turned_once(tmp_path: Path) -> None:
+    packet = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    picture().save(tmp_path / "a.tif", tiffinfo={274: 6, 700: packet})
+    assert torch.equal(read_rgb(tmp_path / "a.tif"), pillow(tmp_path / "a.tif"))
+    assert read_size(tmp_path / "a.tif") == (24, 40)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 def test_damaged_exif_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     picture().save(path, exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff")
@@ -209,7 +217,7 @@ def test_the_size_comes_from_the_header_alone(tmp_path: Path) -> None:
 def test_a_tail_of_zeros_is_truncation(
     tmp_path: Path, thumbnail: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As interrupted downloads leave it; decoders take the zeros for pixels. A thumbnail has an end marker of its own."""
+    """As interrupted downloads leave it; decoders take zeros for pixels. A thumbnail has an end marker of its own."""
     if not fast:
         monkeypatch.delattr(torchvision.io, "decode_jpeg")
     buffer = io.BytesIO()

@@ -44,3 +44,19 @@ def test_weightings_differ_as_they_say() -> None:
     assert lengths["sample"][0] == pytest.approx(1)
     assert lengths["answer"][0] == pytest.approx(3)
     assert lengths["square"][0] == pytest.approx(n**0.5, rel=1e-6)
+
+
+def test_filling_to_a_shape_changes_nothing() -> None:
+    """Idle positions that round a pack's shape up weigh nothing: the same loss and gradients."""
+    samples = [laid_out_sample(t, seed, 0.75) for seed, t in enumerate([1, 0, 3, 2, 1])]
+    results = []
+    for multiple in (1, 128):
+        model = tiny_model(drop_path=0.3).train()
+        pack = join(samples, model.tokens_per_tile, SIZE, 4, multiple)
+        assert len(pack.ids) % multiple == len(pack.predict) % multiple == 0
+        loss = model(pack)
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-5, atol=1e-5, msg=name)

@@ -6,11 +6,35 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from vitp.config import Config
 from vitp.errors import DataError
 from vitp.train.draws import Purpose, generator
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".jp2"})
+
+
+class LabelledConfig(Config):
+    """Labelled images with a training and a test part."""
+
+    format: Literal["folder", "rsicd", "csv"]  # one folder a class; RSICD's captions.json; columns file,label[,split]
+    root: Path
+    labels: Path | None = None  # the CSV
+    exclude: str | None = None  # folder: glob under root of image files to leave out
+    test_root: Path | None = None  # folder: where the test images lie; None: a seeded share of every class
+    test_fraction: float = Field(default=0.5, gt=0, lt=1)  # ours: few-shot training leaves many images to test on
+    split_seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> LabelledConfig:
+        if (self.format == "csv") != (self.labels is not None):
+            raise ValueError("labels (a CSV with the columns file,label) goes with format: csv, and only with it")
+        if self.format != "folder" and (self.test_root is not None or self.exclude is not None):
+            raise ValueError("test_root and exclude go with format: folder only")
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,8 +134,16 @@ def read_label_list(path: Path, root: Path) -> list[tuple[Path, str, str]]:
     return found
 
 
-def split_stratified(labels: Sequence[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Cut every class in two: (the larger rest, about `fraction` of it); both parts get one image at least.
+def split_stratified(
+    labels: Sequence[int], fraction: float, seed: int, classes: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
+    """Cut every class in two: (the rest, about `fraction` of it); both parts get one image at least.
+
+    Args:
+        labels: class ids.
+        fraction: size of the second part.
+        seed: of the draw.
+        classes: names by id, for messages.
 
     Raises:
         DataError: a class of one image cannot be in both parts.
@@ -120,7 +152,8 @@ def split_stratified(labels: Sequence[int], fraction: float, seed: int) -> tuple
     held: list[int] = []
     for label, members in _by_class(labels).items():
         if len(members) < 2:
-            raise DataError(f"class {label} has a single image, which cannot be in both splits; add another or drop it")
+            name = classes[label] if classes else label
+            raise DataError(f"class {name} has a single image, which cannot be in both splits; add another or drop it")
         order = [members[i] for i in generator(seed, Purpose.MIXTURE, 1, label).permutation(len(members))]
         size = min(len(members) - 1, max(1, round(fraction * len(members))))
         held += order[:size]
@@ -128,8 +161,14 @@ def split_stratified(labels: Sequence[int], fraction: float, seed: int) -> tuple
     return sorted(rest), sorted(held)
 
 
-def few_shot(labels: Sequence[int], per_class: int, seed: int) -> list[int]:
+def few_shot(labels: Sequence[int], per_class: int, seed: int, classes: Sequence[str] = ()) -> list[int]:
     """Indices of `per_class` images of every class; with the same seed a smaller draw lies inside a larger one.
+
+    Args:
+        labels: class ids.
+        per_class: how many of each.
+        seed: of the draw.
+        classes: names by id, for messages.
 
     Raises:
         DataError: a class has fewer images.
@@ -137,10 +176,55 @@ def few_shot(labels: Sequence[int], per_class: int, seed: int) -> list[int]:
     chosen: list[int] = []
     for label, members in _by_class(labels).items():
         if len(members) < per_class:
-            raise DataError(f"class {label} has {len(members)} training images, {per_class} wanted; lower the number")
+            name = classes[label] if classes else label
+            raise DataError(f"class {name} has {len(members)} training images, {per_class} wanted; lower the number")
         order = generator(seed, Purpose.MIXTURE, 2, label).permutation(len(members))
         chosen += [members[i] for i in order[:per_class]]
     return sorted(chosen)
+
+
+def read_labelled(config: LabelledConfig) -> tuple[LabelledImages, LabelledImages]:
+    """Training and test images with common class ids.
+
+    Raises:
+        DataError: nothing found, a class missing from the training part, or an image in both parts.
+    """
+    train: list[tuple[Path, str]]
+    test: list[tuple[Path, str]]
+    if config.format == "rsicd":
+        from vitp.instruction.native import labels
+
+        train, test = labels("rsicd", config.root, "train"), labels("rsicd", config.root, "test")
+    elif config.format == "csv":
+        assert config.labels is not None
+        rows = read_label_list(config.labels, config.root)
+        splits = {split for _, _, split in rows}
+        if splits == {""}:
+            train, test = _halves([(file, name) for file, name, _ in rows], config)
+        else:
+            if strange := sorted(splits - {"train", "val", "test"}):
+                raise DataError(f"split '{strange[0]}' is unknown; write train, val or test", str(config.labels))
+            train = [(file, name) for file, name, split in rows if split == "train"]
+            test = [(file, name) for file, name, split in rows if split == "test"]
+    elif config.test_root is not None:
+        train = read_class_folders(config.root, config.exclude)
+        test = read_class_folders(config.test_root, config.exclude)
+    else:
+        train, test = _halves(read_class_folders(config.root, config.exclude), config)
+    if not train or not test:
+        raise DataError(f"{len(train)} training and {len(test)} test images; both are needed", str(config.root))
+    if twice := {file.resolve() for file, _ in train} & {file.resolve() for file, _ in test}:
+        raise DataError("is both a training and a test image; keep it in one part", str(min(twice)))
+    labelled = label_images(train)
+    return labelled, label_images(test, labelled.classes)
+
+
+def _halves(
+    pairs: list[tuple[Path, str]], config: LabelledConfig
+) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
+    images = label_images(pairs)
+    rest, held = split_stratified(images.labels, config.test_fraction, config.split_seed, images.classes)
+    return [pairs[i] for i in rest], [pairs[i] for i in held]
 
 
 def _by_class(labels: Sequence[int]) -> dict[int, list[int]]:

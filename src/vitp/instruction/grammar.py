@@ -123,7 +123,6 @@ def _scan(text: str) -> list[tuple[Grounding, tuple[int, int]]]:
             continue
         belongs = reference is not None and not text[reference[2] : opening.start()].strip()
         phrase, start = (reference[0], reference[1]) if reference and belongs else (None, opening.start())
-        reference = None
         boxes = _parse_list(inside, opening.end())
         found.append((Grounding(phrase, boxes, (start, closing.end())), (opening.end(), closing.start())))
     return found

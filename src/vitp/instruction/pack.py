@@ -30,6 +30,7 @@ from vitp.vlm.model import PackTensors
 from vitp.vlm.token_drop import TokenDropConfig, draw, kept_count
 
 _ATTEMPTS = 10  # replacements tried for one unusable sample (released loader: 10)
+_SHAPE_MULTIPLE = 128  # see `join`; at most 127 idle positions a pack of thousands
 _DECODED = 64 << 20  # bytes of decoded images a worker keeps
 
 
@@ -94,31 +95,45 @@ def lay_out(
     )
 
 
-def join(samples: Sequence[LaidOut], tokens_per_tile: int, tile_size: int, modules: int) -> PackTensors:
-    """Lay samples one after another in a single row."""
+def join(
+    samples: Sequence[LaidOut], tokens_per_tile: int, tile_size: int, modules: int, multiple: int = 1
+) -> PackTensors:
+    """Lay samples one after another in a single row.
+
+    Args:
+        samples: at least one.
+        tokens_per_tile: visual tokens of a tile before dropping.
+        tile_size: side of a tile in pixels.
+        modules: stochastic-depth modules of the tower.
+        multiple: the row and the supervised rows are filled up to a multiple of this, with positions that belong to no
+            sample and weigh nothing, so that a run meets few different shapes: CPUs keep a compiled kernel for each.
+    """
+    length = sum(len(s.ids) for s in samples)
+    filling, idle = -length % multiple, -sum(len(s.targets) for s in samples) % multiple
     starts = np.concatenate([[0], np.cumsum([len(s.ids) for s in samples])])[:-1]
     cells = np.concatenate([[0], np.cumsum([len(s.tiles) * tokens_per_tile for s in samples])])[:-1]
 
-    def shifted(name: str, by: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.concatenate([getattr(s, name) + o for s, o in zip(samples, by, strict=True)]))
+    def shifted(name: str, by: np.ndarray, fill: int = 0) -> Tensor:
+        parts = [getattr(s, name) + o for s, o in zip(samples, by, strict=True)]
+        return torch.from_numpy(np.concatenate([*parts, np.zeros(fill, np.int64)]))
 
     none = np.zeros(len(samples), np.int64)
     with_tiles = [s for s in samples if len(s.tiles)]
+    if with_tiles:
+        tiles, depth = torch.cat([s.tiles for s in with_tiles]), np.concatenate([s.depth for s in with_tiles])
+    else:
+        tiles, depth = torch.zeros(0, 3, tile_size, tile_size, dtype=torch.uint8), np.zeros((0, modules), np.float32)
     return PackTensors(
-        tiles=torch.cat([s.tiles for s in with_tiles])
-        if with_tiles
-        else torch.zeros(0, 3, tile_size, tile_size, dtype=torch.uint8),
-        depth=torch.from_numpy(np.concatenate([s.depth for s in with_tiles]))
-        if with_tiles
-        else torch.zeros(0, modules),
-        ids=shifted("ids", none),
-        positions=shifted("positions", none),
-        lengths=tuple(len(s.ids) for s in samples),
+        tiles=tiles,
+        depth=torch.from_numpy(depth),
+        ids=shifted("ids", none, filling),
+        positions=shifted("positions", none, filling),
+        lengths=tuple(len(s.ids) for s in samples) + ((filling,) if filling else ()),
         slots=shifted("slots", starts),
         kept=shifted("kept", cells),
-        predict=shifted("predict", starts),
-        targets=shifted("targets", none),
-        weights=torch.from_numpy(np.concatenate([s.weights for s in samples])),
+        predict=shifted("predict", starts, idle),
+        targets=shifted("targets", none, idle),
+        weights=torch.from_numpy(np.concatenate([*(s.weights for s in samples), np.zeros(idle, np.float32)])),
     )
 
 
@@ -279,7 +294,7 @@ class StepBuilder:
             "text_only": sum(not len(s.tiles) for s in samples),
         }
         return StepBatch(
-            micros=[join(p, self.tokens_per_tile, self.tile_size, self.depth_modules) for p in packs],
+            micros=[join(p, self.tokens_per_tile, self.tile_size, self.depth_modules, _SHAPE_MULTIPLE) for p in packs],
             weight=float(sum(s.weights.sum(dtype=np.float64) for s in samples)),
             counts={k: float(v) for k, v in counts.items()},
             samples=[where for _, where in drawn],

@@ -30,10 +30,15 @@ def _per_document(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Seque
     return torch.cat(out, 2)
 
 
+def _round_up(length: int) -> int:
+    """To a multiple of 16, so that a run meets few different shapes."""
+    return -(-length // 16) * 16
+
+
 @lru_cache(maxsize=64)
 def _padding(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Gather indices from the packed row to [documents, longest], and back."""
-    longest, ends = max(lengths), torch.tensor(lengths).cumsum(0)
+    longest, ends = _round_up(max(lengths)), torch.tensor(lengths).cumsum(0)
     starts = ends - torch.tensor(lengths)
     to_padded = (starts[:, None] + torch.arange(longest)).clamp(max=int(ends[-1]) - 1)
     back = torch.cat([torch.arange(n) + i * longest for i, n in enumerate(lengths)])
@@ -49,7 +54,7 @@ def _short_documents(
     of many short documents is several times faster than through the fused kernel (bench/attention.py).
     """
     to_padded, back = _padding(lengths)
-    documents, longest = len(lengths), max(lengths)
+    documents, longest = len(lengths), _round_up(max(lengths))
 
     def padded(x: Tensor) -> Tensor:
         return x[0].index_select(1, to_padded).view(x.shape[1], documents, longest, -1).transpose(0, 1)
