@@ -245,16 +245,16 @@ def build_task(
 
 def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[str], None]) -> CheckReport:
     report = check(sources)
-    errors = report.errors
-    if errors:
-        first = errors[0]
+    found = report.count("error")
+    if found:
+        first = report.errors[0]
         if config.data.bad_samples == "stop":
             raise DataError(
-                f"{first.message}; {first.fix} ({len(errors)} such findings in all: `vitp check` lists them; "
+                f"{first.message}; {first.fix} ({found} finding{'s' if found > 1 else ''} in all: `vitp check` lists them; "
                 "data.bad_samples=skip trains without these samples)",
                 first.where,
             )
-        say(f"{len(errors)} unusable samples will be replaced by others of their source (listed in skipped.jsonl)")
+        say(f"{len(report.bad)} unusable samples will be replaced by others of their source (listed in skipped.jsonl)")
     return report
 
 

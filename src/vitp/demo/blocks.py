@@ -84,7 +84,7 @@ def flats(site: Site, box: Box) -> None:
     if plan == "court" and min(wide, deep) > 34.0:
         site.paved(BASE, "sidewalk", box)
         thick = dice.between(11.0, 14.0)
-        height = dice.between(12.0, 20.0)
+        height = dice.between(10.0, 17.0)
         for v in (v0 + thick / 2.0 + 1.0, v1 - thick / 2.0 - 1.0):
             shape = dice.pick(("flat", "flat", "gable"))
             site.thing("building", shape, (u0 + u1) / 2.0, v, (wide - 3.0, thick, height), group=site.group())
@@ -102,7 +102,7 @@ def flats(site: Site, box: Box) -> None:
         for j in range(rows):
             cu, cv = u0 + wide * (i + 0.5) / columns, v0 + deep * (j + 0.5) / rows
             length = min(wide / columns - 5.0, 58.0) if plan == "slabs" else dice.between(18.0, 24.0)
-            size = (length, dice.between(11.0, 14.0) if plan == "slabs" else length * 0.9, dice.between(12.0, 34.0))
+            size = (length, dice.between(11.0, 14.0) if plan == "slabs" else length * 0.9, dice.between(10.0, 24.0))
             lift = min(0.0, -(deep / rows - size[1]) / 2.0 + 2.0)
             if site.dry(cu, cv, length * 0.6):
                 shape = "flat" if plan == "towers" else dice.pick(("flat", "ell", "flat", "hip"))

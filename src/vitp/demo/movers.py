@@ -108,7 +108,7 @@ def _wake(canvas: Canvas, style: Style, pose: Pose, length: float, width: float)
     foam = surface_paint(style, "surf", 0.5, 0.0)
     soft = foam._replace(rgb=mix(foam.rgb, style.land.water, 0.62), rgb2=mix(foam.rgb, style.land.water, 0.8))
     hl, hw = length / 2.0, width / 2.0
-    for reach, spread, paint in ((2.6, 1.3, soft), (1.1, 0.75, foam._replace(rgb=mix(foam.rgb, style.land.water, 0.3)))):
+    for reach, spread, paint in ((1.7, 1.25, soft), (0.7, 0.8, foam._replace(rgb=mix(foam.rgb, style.land.water, 0.35), rgb2=mix(foam.rgb, style.land.water, 0.55)))):
         trail = [(-0.9 * hl, 0.8 * hw), (-hl - reach * length * 0.5, spread * hw), (-hl - reach * length, 0.4 * hw)]
         canvas.fill(pose.put([*trail, *((x, -y) for x, y in reversed(trail))]), paint, WATER)
     for side in (-1.0, 1.0):

@@ -70,6 +70,7 @@ class Site:
         self.things: list[Thing] = []
         self.groups = 0
         self.water: list[Callable[[float, float], float]] = []  # metres inside the water, negative on land
+        self.corridors: list[tuple[Point, Point, float]] = []  # roads that trees and ships keep off: ends, half width
         self.turn = dice.between(-math.pi, math.pi)
         self._cos, self._sin = math.cos(self.turn), math.sin(self.turn)
         wave = dice.between(140.0, 320.0)
@@ -83,6 +84,11 @@ class Site:
         """Plan to ground."""
         v += self._amp * math.sin(self._k * u + self._phase)
         return (u * self._cos - v * self._sin, u * self._sin + v * self._cos)
+
+    def plan(self, x: float, y: float) -> Point:
+        """Ground to plan, the inverse of `at`."""
+        u, v = x * self._cos + y * self._sin, y * self._cos - x * self._sin
+        return (u, v - self._amp * math.sin(self._k * u + self._phase))
 
     def heading(self, u: float) -> float:
         """Direction on the ground of the plan's u axis."""
@@ -101,6 +107,19 @@ class Site:
     def dry(self, u: float, v: float, radius: float) -> bool:
         """Whether a disc on the plan is clear of water."""
         return all(body(u, v) < -radius for body in self.water)
+
+    def open(self, u: float, v: float, radius: float) -> bool:
+        """Whether a disc on the plan is clear of water and of the registered roads."""
+        return self.dry(u, v, radius) and self.off_road(u, v, radius)
+
+    def off_road(self, u: float, v: float, radius: float) -> bool:
+        """Whether a disc on the plan is clear of the registered roads."""
+        for (ua, va), (ub, vb), half in self.corridors:
+            du, dv = ub - ua, vb - va
+            share = min(1.0, max(0.0, ((u - ua) * du + (v - va) * dv) / (du * du + dv * dv)))
+            if math.hypot(u - ua - share * du, v - va - share * dv) < half + radius:
+                return False
+        return True
 
     def group(self) -> int:
         """A new structure that may come or go between two dates."""

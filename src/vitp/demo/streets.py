@@ -60,7 +60,7 @@ def scatter_trees(site: Site, box: Box, per_hectare: float, margin: float = 2.5)
     for _ in range(int(expected + dice.unit())):
         u, v = dice.between(u0, u1), dice.between(v0, v1)
         radius = dice.between(1.6, 4.2)
-        if site.dry(u, v, radius):
+        if site.open(u, v, radius):
             tree(site, u, v, radius)
             if dice.chance(0.35):
                 tree(site, u + dice.between(-4.0, 4.0), v + dice.between(-4.0, 4.0), radius * 0.75)

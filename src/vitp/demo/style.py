@@ -50,8 +50,8 @@ MATERIALS: NDArray[np.float32] = np.array(
         (0.04, 0.04, 0.03, 0.0, -18.0, 0.10),  # SAND
         (0.08, 0.06, 0.05, 1.0, -8.5, 0.30),  # CANOPY
         (0.04, 0.025, 0.012, 0.0, -23.0, 0.0),  # WATER
-        (0.0, 0.22, 0.22, 0.0, -17.0, 0.2),  # FOAM
-        (0.035, 0.045, 0.03, 0.0, -20.0, 0.06),  # PAVED
+        (0.0, 0.07, 0.09, 0.0, -17.0, 0.2),  # FOAM
+        (0.035, 0.03, 0.028, 0.0, -20.0, 0.06),  # PAVED
         (0.0, 0.07, 0.05, 0.0, -19.5, 0.06),  # MARK
         (0.035, 0.05, 0.045, 0.0, -11.5, 0.12),  # CROP
         (0.02, 0.035, 0.03, 0.0, -8.0, 0.12),  # ROOF
@@ -207,7 +207,7 @@ def draw_style(land: Land, dice: Dice, season: Season | None) -> Style:
     drawn = dice.pick(SEASONS)
     now = drawn if season is None else season
     azimuth = dice.between(0.0, 2.0 * math.pi)
-    elevation = math.radians(dice.between(32.0, 62.0))
+    elevation = math.radians(dice.between(35.0, 64.0))
     grass, grass2 = _GRASS[now]
     bare = mix(grass2, land.soil, 0.75 * (1.0 - land.lushness))
     snow = dice.between(0.35, 0.95) if dice.chance(0.45) else 0.0

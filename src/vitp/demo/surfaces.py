@@ -14,6 +14,7 @@ Surface = Literal[
     "canopy",
     "water",
     "shallow",
+    "shelf",
     "foam",
     "surf",
     "pool",
@@ -83,11 +84,13 @@ def surface_paint(style: Style, surface: Surface, look: float, direction: float)
     if surface == "water":
         return _water(style, land.water, mix(land.water, land.shallow, 0.3))
     if surface == "shallow":
-        return _water(style, mix(land.water, land.shallow, 0.6), land.shallow)
+        return _water(style, mix(land.water, land.shallow, 0.65), land.shallow)
+    if surface == "shelf":  # between shallow and deep
+        return _water(style, mix(land.water, land.shallow, 0.3), mix(land.water, land.shallow, 0.65))
     if surface == "pool":
         return _water(style, (84, 156, 176), (98, 172, 188))
     if surface in ("foam", "surf"):
-        return plain(mix((206, 214, 214), land.shallow, 0.15 if surface == "surf" else 0.55), Material.FOAM)
+        return plain(mix((206, 214, 214), land.shallow, 0.2 if surface == "surf" else 0.62), Material.FOAM)
     return _paving(style, surface, drift)
 
 

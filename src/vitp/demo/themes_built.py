@@ -91,6 +91,10 @@ def highway(site: Site) -> None:
     lanes = dice.pick((2, 2, 3))
     width = lanes * 3.7 + 3.0
     median = dice.between(2.5, 7.0)
+    crossing = dice.chance(0.75)
+    cross = dice.between(-0.5, 0.5) * site.half
+    if crossing:
+        site.corridors.append(((cross, -reach), (cross, reach), 7.0))
     drift = dice.between(-0.15, 0.15) * site.half
     left, right = -reach, reach
     site.rect(COVER, "grass", BACKGROUND, (left, drift - 24.0, right, drift + 24.0))
@@ -99,8 +103,6 @@ def highway(site: Site) -> None:
         line = ((left, v), (right, v))
         site.band(ROADWAY, "asphalt", ROAD, line, width)
         _lanes(site, v, width, lanes, side)
-    crossing = dice.chance(0.75)
-    cross = dice.between(-0.5, 0.5) * site.half
     if crossing:
         _ramp(site, cross, drift, width + median / 2.0)
     for side in (-1.0, 1.0):
@@ -128,7 +130,8 @@ def _lanes(site: Site, v: float, width: float, lanes: int, side: float) -> None:
         u = -site.reach
         while u < site.reach:
             u += dice.between(15.0, 34.0)
-            vehicle(site, u, y + dice.between(-0.2, 0.2), 0.0 if side > 0 else math.pi, 0.6)
+            if site.off_road(u, y, 5.0):
+                vehicle(site, u, y + dice.between(-0.2, 0.2), 0.0 if side > 0 else math.pi, 0.6)
 
 
 def _ramp(site: Site, cross: float, drift: float, half_width: float) -> None:
@@ -158,9 +161,9 @@ def _verge(site: Site, box: Box) -> None:
         fill = blocks.houses if use == "houses" else blocks.halls
         depth = min(36.0, box[3] - box[1])
         low = box[1] + 4.0 if box[1] > 0 else box[3] - depth
-        # Nothing is built under the overpass: the strip is cut where it passes.
         for u in range(int(box[0]), int(box[2]), 60):
-            fill(site, (u + 5.0, low, u + 55.0, low + depth - 4.0))
+            if site.off_road(u + 30.0, low, 30.0):  # nothing is built under the overpass
+                fill(site, (u + 5.0, low, u + 55.0, low + depth - 4.0))
     scatter_trees(site, box, 12.0)
 
 

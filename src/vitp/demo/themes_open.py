@@ -190,6 +190,8 @@ def lake(site: Site, u: float, v: float, radius: float) -> None:
     site.patch(COVER, dice.pick(("sand", "grass", "soil")), BACKGROUND, scaled, 0.0, -6.0)
     site.patch(SHORE, "shallow", WATER, outline)
     inner = max(0.6, 1.0 - 7.0 / radius)
+    shelf = 0.6 + 0.4 * inner
+    site.patch(SHORE, "shelf", WATER, [(u + (a - u) * shelf, v + (b - v) * shelf) for a, b in outline])
     site.patch(SHORE, "water", WATER, [(u + (a - u) * inner, v + (b - v) * inner) for a, b in outline])
 
 
@@ -202,7 +204,7 @@ def boats(site: Site, count: int, longest: float) -> None:
             return
         length = dice.between(0.35, 1.0) * longest
         u, v = dice.between(-1.0, 1.0) * site.half, dice.between(-1.0, 1.0) * site.half
-        if site.wet(u, v) > 0.62 * length + 2.0 and all(math.hypot(u - a, v - b) > 0.7 * (length + s) + 3.0 for a, b, s in taken):
+        if site.wet(u, v) > 0.62 * length + 2.0 and site.off_road(u, v, length) and all(math.hypot(u - a, v - b) > 0.7 * (length + s) + 3.0 for a, b, s in taken):
             taken.append((u, v, length))
             ship(site, u, v, length, dice.between(-math.pi, math.pi), moving=dice.chance(0.45))
 
@@ -229,8 +231,14 @@ def lakeside(site: Site) -> None:
         far = radius * dice.between(1.5, 2.2)
         grove(site, u + far * math.cos(a), v + far * math.sin(a), radius * dice.between(0.3, 0.6))
     lake(site, u, v, radius)
-    loop = [(u + radius * 1.5 * math.cos(a / 20 * 6.2832), v + radius * 1.5 * math.sin(a / 20 * 6.2832)) for a in range(21)]
-    road(site, [*loop, (site.reach * 1.2, v)], 5.0, walk=0.0, traffic=0.1)
+    side = dice.pick((-1.0, 1.0))
+    lane = v + side * (radius * 1.35 + 6.0)
+    surface = dice.pick(("asphalt", "track"))
+    bow = [(site.reach * (i / 8.0 - 1.0), lane + side * radius * 0.3 * abs(i / 8.0 - 1.0) ** 2) for i in range(17)]
+    site.band(ROADWAY, surface, ROAD, bow, 5.0)
+    site.corridors += [(a, b, 3.0) for a, b in zip(bow, bow[1:], strict=False)]
+    for a, b, direction in along(bow, 45.0, dice.between(0.0, 45.0)):
+        vehicle(site, a, b, direction, 0.3)
     for _ in range(dice.whole(1, 4)):
         _cabin(site, u, v, radius)
     scatter_trees(site, (-site.reach, -site.reach, site.reach, site.reach), 22.0)
@@ -243,7 +251,7 @@ def _cabin(site: Site, u: float, v: float, radius: float) -> None:
     r = radius
     while site.wet(u + r * math.cos(a), v + r * math.sin(a)) > -9.0:
         r += 1.5
-    if r > radius * 1.4:
+    if r > radius * 1.4 or not site.off_road(u + r * math.cos(a), v + r * math.sin(a), 8.0):
         return
     cu, cv = u + r * math.cos(a), v + r * math.sin(a)
     site.thing("building", "gable", cu, cv, (dice.between(8.0, 11.0), 7.0, 5.0), a, group=site.group())

@@ -31,6 +31,9 @@ def river(site: Site) -> None:
         return width * (1.0 + 0.16 * math.sin(1.7 * k * u + phase2))
 
     site.water.append(lambda u, v: 0.9 * (breadth(u) / 2.0 - abs(v - line(u))))
+    bridge = dice.between(-0.5, 0.5) * site.half if dice.chance(0.7) else None
+    if bridge is not None:
+        site.corridors.append(((bridge, -reach), (bridge, reach), 6.5))
     bank_use(site, (-reach, middle + sway + width / 2.0 + 12.0, reach, reach))
     bank_use(site, (-reach, -reach, reach, middle - sway - width / 2.0 - 12.0))
     points = [-reach + 2.0 * reach * i / 40.0 for i in range(41)]
@@ -42,19 +45,17 @@ def river(site: Site) -> None:
     site.patch(COVER, "grass", BACKGROUND, ribbon(9.0))
     site.patch(COVER, dice.pick(("sand", "soil", "grass")), BACKGROUND, ribbon(dice.between(1.0, 4.0)))
     site.patch(SHORE, "shallow", WATER, ribbon(0.0))
+    site.patch(SHORE, "shelf", WATER, ribbon(-0.05 * width))
     site.patch(SHORE, "water", WATER, ribbon(-0.13 * width))
     for u in points:
         for side in (-1.0, 1.0):
             if dice.chance(0.4):
-                tree(site, u, line(u) + side * (breadth(u) / 2.0 + dice.between(4.0, 9.0)), dice.between(1.8, 4.0))
-    if dice.chance(0.7):
-        _bridge(site, dice.between(-0.5, 0.5) * site.half)
+                at = line(u) + side * (breadth(u) / 2.0 + dice.between(4.0, 9.0))
+                if site.off_road(u, at, 4.0):
+                    tree(site, u, at, dice.between(1.8, 4.0))
+    if bridge is not None:
+        road(site, ((bridge, -reach), (bridge, reach)), dice.between(7.0, 10.0), walk=1.4, traffic=0.3)
     _traffic_afloat(site, line, breadth, width)
-
-
-def _bridge(site: Site, u: float) -> None:
-    dice = site.dice
-    road(site, ((u, -site.reach), (u, site.reach)), dice.between(7.0, 10.0), walk=1.4, traffic=0.3)
 
 
 def _traffic_afloat(site: Site, line: Curve, breadth: Curve, width: float) -> None:
@@ -65,9 +66,10 @@ def _traffic_afloat(site: Site, line: Curve, breadth: Curve, width: float) -> No
         side = dice.pick((-1.0, 1.0))
         v = line(u) + side * 0.16 * breadth(u)
         slope = math.atan((line(u + 1.0) - line(u - 1.0)) / 2.0)
-        if length > 6.0 and site.wet(u, v) > 0.3 * length * 0.3 + 2.0 and dice.chance(0.7):
+        afloat = all(site.wet(u + s * length, line(u + s * length) + v - line(u)) > 0.2 * length + 1.5 for s in (-0.5, 0.0, 0.5))
+        if length > 6.0 and afloat and site.off_road(u, v, 1.6 * length) and dice.chance(0.75):
             ship(site, u, v, length, slope + (0.0 if side > 0 else math.pi), moving=dice.chance(0.75))
-        u += length * 1.3 + dice.between(12.0, 60.0)
+        u += length * 2.2 + dice.between(8.0, 50.0)
 
 
 def coast(site: Site) -> None:
@@ -94,14 +96,10 @@ def coast(site: Site) -> None:
     site.patch(COVER, "grass", BACKGROUND, sea(-beach - 5.0))
     site.patch(COVER, "gravel" if rocky else "sand", BACKGROUND, sea(-beach))
     site.patch(SHORE, "shallow", WATER, sea(0.0))
-    site.patch(SHORE, "water", WATER, sea(dice.between(14.0, 30.0)))
-    shift = 0.4
-    for i in range(dice.whole(1, 4)):
-        wave = [(u, line(u) + shift + (1.4 + i) * math.sin(u * 0.11 + i * 2.0 + phase)) for u in points]
-        cut = 0 if i == 0 else dice.whole(0, 20)
-        upper = len(wave) if i == 0 else min(len(wave), cut + dice.whole(12, 30))
-        site.band(SHORE, "surf" if i else "foam", WATER, wave[cut:upper], dice.between(0.9, 2.6))
-        shift += dice.between(5.0, 11.0)
+    slope = dice.between(14.0, 30.0)
+    site.patch(SHORE, "shelf", WATER, sea(0.45 * slope))
+    site.patch(SHORE, "water", WATER, sea(slope))
+    _surf(site, points, line, phase)
     for u in points:
         if dice.chance(0.5):
             tree(site, u + dice.between(-4.0, 4.0), line(u) - beach - dice.between(2.0, 9.0), dice.between(1.2, 3.0))
@@ -111,6 +109,21 @@ def coast(site: Site) -> None:
         site.band(BASE, "deck", ROAD, ((u, line(u) - beach * 0.8), (u, far)), dice.between(3.0, 6.0))
         _keep_off(site, u, far)
     boats(site, dice.whole(1, 4), min(34.0, 0.3 * site.half))
+
+
+def _surf(site: Site, points: list[float], line: Curve, phase: float) -> None:
+    """The wet edge of the beach and a few breaking waves, each a bright crest with a soft trail."""
+    dice = site.dice
+    edge = [(u, line(u) + 0.5) for u in points]
+    site.band(SHORE, "foam", WATER, edge, dice.between(1.2, 2.4))
+    shift = dice.between(4.0, 8.0)
+    for i in range(dice.whole(0, 3)):
+        wave = [(u, line(u) + shift + (1.0 + i) * math.sin(u * 0.11 + i * 2.0 + phase)) for u in points]
+        start = dice.whole(0, 20)
+        part = wave[start : start + dice.whole(12, 30)]
+        site.band(SHORE, "foam", WATER, part, dice.between(2.4, 4.0))
+        site.band(SHORE, "surf", WATER, part, dice.between(0.7, 1.3))
+        shift += dice.between(5.0, 11.0)
 
 
 def _keep_off(site: Site, u: float, far: float) -> None:

@@ -100,7 +100,7 @@ def rsicd(args: NativeArgs) -> list[NativeRecord]:
     Read are ``captions.json`` (``images[i]``: filename, split, class, captions, questions) and the published
     ``dataset_rsicd.json`` (filename, split, sentences[j].raw). Per image, each different caption is a turn with one of
     `CAPTION_PROMPTS`, each question with its answer is one, and "Is there a <noun> in the image?" is asked as
-    `_presence` describes. The latter are derived, not annotated: a "no" says that no caption speaks of the thing.
+    `_presence` describes. Presence answers are derived, not annotated: a "no" says that no caption speaks of the thing.
 
     Raises:
         DataError: the file is missing or unreadable, or has no image in the split.
@@ -112,13 +112,31 @@ def rsicd(args: NativeArgs) -> list[NativeRecord]:
     presence = _presence(names, captions, [str(entry.get("class") or "") for entry in entries])
     records: list[NativeRecord] = []
     for name, entry, texts, asked in zip(names, entries, captions, presence, strict=True):
-        turns: list[QA] = [(_pick(CAPTION_PROMPTS, f"{name} {text}"), text) for text in texts]
-        questions = entry.get("questions")
-        for pair in questions if isinstance(questions, list) else []:
+        described: list[QA] = [(_pick(CAPTION_PROMPTS, f"{name} {text}"), text) for text in texts]
+        pairs = entry.get("questions")
+        scene: list[QA] = []
+        for pair in pairs if isinstance(pairs, list) else []:
             question, answer = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
-            turns.append((_clean(question), _clean(answer)))
-        records += _deal(prefix + name, turns + asked, args.turns, f"{path}:{name}")
+            scene.append((_clean(question), _clean(answer)))
+        records += _short_answers_first(prefix + name, scene, asked, described, args.turns, f"{path}:{name}")
     return records
+
+
+def _short_answers_first(
+    image: str, scene: Sequence[QA], asked: Sequence[QA], described: Sequence[QA], per_record: int, where: str
+) -> list[NativeRecord]:
+    """Records that open with the scene question, go on with presence questions and end with one caption.
+
+    A caption names the scene and the things in it, so after one every other answer could be read off the text instead
+    of the image. With fewer than three turns a record there is no room for that and all turns are simply dealt out.
+    """
+    room = per_record - len(scene) - 1
+    if room < 1 or not scene or not described:
+        return _deal(image, [*scene, *asked, *described], per_record, where)
+    count = max(len(described), -(-len(asked) // room))
+    return [
+        _record(image, [*scene, *asked[k::count], described[k % len(described)]], where) for k in range(count)
+    ]
 
 
 def _rsicd_entries(args: NativeArgs) -> tuple[Path, list[dict[str, object]]]:
@@ -336,13 +354,14 @@ def labels(format: str, root: Path, split: str) -> list[tuple[Path, str]]:
 def _deal(image: str, turns: Sequence[QA], per_record: int, where: str) -> list[NativeRecord]:
     """Turns of one image dealt to as few records as can hold them; no turns give one record, to be refused."""
     count = max(1, -(-len(turns) // per_record))
-    records: list[NativeRecord] = []
-    for first in range(count):
-        conversation: list[dict[str, object]] = []
-        for question, answer in turns[first::count]:
-            conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-        records.append(NativeRecord({"image": image, "conversations": conversation}, where))
-    return records
+    return [_record(image, turns[first::count], where) for first in range(count)]
+
+
+def _record(image: str, turns: Sequence[QA], where: str) -> NativeRecord:
+    conversation: list[dict[str, object]] = []
+    for question, answer in turns:
+        conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return NativeRecord({"image": image, "conversations": conversation}, where)
 
 
 def _clean(value: object) -> object:
