@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
 from vitp.export import backbone_config, export
 from vitp.finetune import finetune
@@ -81,7 +82,9 @@ def rsicd_scores(backbone: Path, data: Path, out: Path, seed: int) -> Scores:
         "rsscn7": (ProbeData(format="folder", root=data / "rsscn7", test_fraction=0.5), None),
     }
     for name, (where, per_class) in sets.items():
-        config = ProbeConfig(name=name, backbone=backbone, data=where, labels_per_class=per_class, label_seeds=(0, 1, 2))
+        config = ProbeConfig(
+            name=name, backbone=backbone, data=where, labels_per_class=per_class, label_seeds=(0, 1, 2)
+        )
         result = probe(config)
         scores[f"{name}_linear"] = 100 * statistics.fmean(result.linear)
         scores[f"{name}_knn"] = 100 * statistics.fmean(result.knn)
@@ -95,7 +98,7 @@ def medical_scores(backbone: Path, data: Path, out: Path, seed: int) -> Scores:
 
 
 def segment(recipe: str, root: Path, backbone: Path, out: Path, seed: int) -> float:
-    """mIoU in percent on the recipe's test images; the seed also draws the split."""
+    """MIoU in percent on the recipe's test images; the seed also draws the split."""
     overrides = [f"data.root={root}", f"backbone={backbone}", f"out={out}", f"seed={seed}", f"data.split_seed={seed}"]
     return 100 * finetune(recipe, [*overrides, "workers=0"], overwrite=out.exists()).scores.miou
 

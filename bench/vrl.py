@@ -19,6 +19,7 @@ import time
 import numpy as np
 import timm
 import torch
+
 from vitp.instruction.chat import Encoded
 from vitp.instruction.pack import join, lay_out
 from vitp.vlm.model import PackTensors, VisionLanguageModel

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+
 from tests.minidata import write_data, write_recipe
 from vitp import load_backbone
 from vitp.errors import ConfigError, DataError, TrainingError, VitpError
@@ -50,15 +51,15 @@ def test_the_model_learns_to_look(run: Path) -> None:
     rng = np.random.default_rng(9)
     colours = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200), "grey": (128, 128, 128)}
     images = {
-        name: torch.from_numpy(
-            np.clip(rng.normal(0, 25, (32, 32, 3)) + rgb, 0, 255).astype(np.uint8)
-        ).permute(2, 0, 1)
+        name: torch.from_numpy(np.clip(rng.normal(0, 25, (32, 32, 3)) + rgb, 0, 255).astype(np.uint8)).permute(2, 0, 1)
         for name, rgb in colours.items()
     }
     questions = [Question(image, "Which colour is it?") for image in images.values()]
     given = answer(model, tokenizer, questions, tiling=TilingConfig(max_tiles=1), max_new_tokens=16)
     assert given == [f"It is {name}." for name in colours]
-    one_by_one = [answer(model, tokenizer, [q], tiling=TilingConfig(max_tiles=1), max_new_tokens=16)[0] for q in questions]
+    one_by_one = [
+        answer(model, tokenizer, [q], tiling=TilingConfig(max_tiles=1), max_new_tokens=16)[0] for q in questions
+    ]
     assert one_by_one == given
     assert answer(model, tokenizer, [Question(None, "Name a colour.")], tiling=TilingConfig()) == ["blue"]
 

@@ -73,9 +73,10 @@ def _recipe(folder: Path, **changes: object) -> ProbeConfig:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.03, 0.001])
-def test_the_linear_probe_is_scikit_learns_logistic_regression(strength: float) -> None:
-    x, y = _clusters(0, 30)
-    other, _ = _clusters(1, 200)
+@pytest.mark.parametrize("width", [12, 200])  # fewer and more features than images
+def test_the_linear_probe_is_scikit_learns_logistic_regression(width: int, strength: float) -> None:
+    x, y = _clusters(0, 30, width=width)
+    other, _ = _clusters(1, 200, width=width)
     ours = fit_linear(x, y, 5, strength, tolerance=1e-7)
     theirs = LogisticRegression(C=1 / (len(x) * strength), max_iter=5000, tol=1e-9).fit(x.numpy(), y.numpy())
     np.testing.assert_array_equal(ours.predict(other), theirs.predict(other.numpy()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import timm
 import torch
+
 from vitp.instruction.chat import Encoded
 from vitp.instruction.pack import LaidOut, lay_out
 from vitp.vlm.loss import Weighting
@@ -42,7 +43,10 @@ def laid_out_sample(
     head = rng.integers(10, VOCABULARY, 3)
     parts, spans, at = [head, np.full(n, IMAGE_ID)], [], 3 + n
     for _ in range(answers):
-        question, answer = rng.integers(10, VOCABULARY, rng.integers(2, 6)), rng.integers(10, VOCABULARY, rng.integers(1, 7))
+        question, answer = (
+            rng.integers(10, VOCABULARY, rng.integers(2, 6)),
+            rng.integers(10, VOCABULARY, rng.integers(1, 7)),
+        )
         parts += [question, answer]
         spans.append((at + len(question), at + len(question) + len(answer)))
         at += len(question) + len(answer)

@@ -21,7 +21,8 @@ app = typer.Typer(
 
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe (see `vitp recipes`).")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Dotted overrides, e.g. steps=400 data.sources.0.root=/data model.tower.depth=8")
+    list[str] | None,
+    typer.Argument(help="Dotted overrides, e.g. steps=400 data.sources.0.root=/data model.tower.depth=8"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the run in the output folder and start anew.")]
@@ -77,7 +78,11 @@ def check(
 
 @app.command()
 def pretrain(
-    recipe: Recipe, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Pretrain a ViT inside a vision-language model on instruction data."""
     from vitp.pretrain import pretrain as run
@@ -85,9 +90,7 @@ def pretrain(
 
     console = Console()
     with console.training("pretrain") as progress:
-        result = run(
-            recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say
-        )
+        result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
     trained = result.train
     counts = trained.counts
     console.say(
@@ -120,7 +123,11 @@ def export(
 
 @app.command()
 def finetune(
-    recipe: Recipe, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, as_json: Json = False
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Fine-tune a backbone on a downstream task and evaluate it on the test split."""
     from vitp.finetune import finetune as run
@@ -128,9 +135,7 @@ def finetune(
 
     console = Console()
     with console.training("finetune") as progress:
-        result = run(
-            recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say
-        )
+        result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
     _finish(result.numbers, as_json)
     for name, value in result.numbers.items():
         console.say(f"{name}: {value}")
@@ -165,7 +170,12 @@ def env() -> None:
     from vitp.train.loop import choose_device, uses_bf16
 
     device = choose_device("auto")
-    facts: dict[str, Any] = {**provenance(), "device": str(device), "bf16": uses_bf16("auto", device), "cores": os.cpu_count()}
+    facts: dict[str, Any] = {
+        **provenance(),
+        "device": str(device),
+        "bf16": uses_bf16("auto", device),
+        "cores": os.cpu_count(),
+    }
     for name, value in facts.items():
         typer.echo(f"{name:14} {value}")
 

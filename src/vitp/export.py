@@ -138,7 +138,9 @@ def export(run: Path | str, *, to: str = "timm", path: Path | None = None) -> Ex
     difference = timm_parity(model.tower, backbone, path)
     if not difference <= 1e-4:
         path.unlink()
-        raise CheckpointError(f"{path}: the weights re-loaded through timm differ by {difference:.3g}; nothing was kept")
+        raise CheckpointError(
+            f"{path}: the weights re-loaded through timm differ by {difference:.3g}; nothing was kept"
+        )
     call = timm_call(backbone, path)
     described = path.with_suffix(".json")
     write_json(described, timm_config(backbone, int(model.tower.num_features)))  # type: ignore[arg-type]

@@ -206,12 +206,10 @@ def prefer_plain_attention(model: VisionLanguageModel, device: str) -> None:
     if device == "cpu" and model.grid**2 <= 400:
         for module in model.tower.modules():
             if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+                setattr(module, "fused_attn", False)  # noqa: B010 - Module declares tensors only
 
 
-def build_task(
-    config: PretrainConfig, sources: Sequence[Source], tokenizer: Any
-) -> PretrainingTask:
+def build_task(config: PretrainConfig, sources: Sequence[Source], tokenizer: Any) -> PretrainingTask:
     """Model, data and learning rates of a recipe."""
     model = build_model(config, tokenizer)
     builder = StepBuilder(

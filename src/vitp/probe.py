@@ -187,7 +187,12 @@ def fit_linear(
         TrainingError: L-BFGS did not converge.
     """
     x, y = features.double(), labels.long()
-    weight = start.weight.clone() if start else torch.zeros(classes, x.shape[1], dtype=torch.float64)
+    # with more features than images the minimum lies in the span of the images (representer theorem): work there
+    span = torch.linalg.qr(x.T)[0] if x.shape[1] > x.shape[0] else None  # [D, N]
+    x = x if span is None else x @ span
+    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64)
+    if start is not None:
+        weight = start.weight.clone() if span is None else start.weight @ span
     bias = start.bias.clone() if start else torch.zeros(classes, dtype=torch.float64)
     weight.requires_grad_(True)
     bias.requires_grad_(True)
@@ -213,7 +218,8 @@ def fit_linear(
     slope = float(weight.grad.abs().max())
     if not slope < 10 * tolerance:
         raise TrainingError(f"the linear probe did not converge (gradient {slope:.2g}); are the features finite?")
-    return LinearProbe(weight.detach(), bias.detach())
+    found = weight.detach()
+    return LinearProbe(found if span is None else found @ span.T, bias.detach())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from vitp.errors import CheckpointError, DataError
 from vitp.instruction.chat import SPECIAL_TOKENS, ChatFormat
 from vitp.instruction.sample import Turn

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from vitp.instruction.tiling import TilingConfig, choose_grid, cut_tiles, tile_count
 
 

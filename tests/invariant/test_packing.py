@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.tinyvlm import SIZE, laid_out_sample, tiny_model
+
 from vitp.instruction.pack import cut_into_packs, join
 from vitp.vlm.loss import Weighting
 

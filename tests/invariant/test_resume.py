@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.minidata import write_data, write_recipe
+
 from vitp.errors import CheckpointError, OutputError
 from vitp.pretrain import pretrain
 from vitp.train.checkpoint import list_checkpoints
@@ -58,7 +59,9 @@ def test_sigkill_and_resume_gives_bit_identical_weights(tmp_path: Path) -> None:
         done = list_checkpoints(tmp_path / "b" / "out")
         assert done, "no checkpoint survived the kill"
         assert json.loads((done[-1] / "state.json").read_text())["step"] < 18
-    finished = subprocess.run(command(killed, "--resume"), capture_output=True, text=True, env=environment(), check=False)
+    finished = subprocess.run(
+        command(killed, "--resume"), capture_output=True, text=True, env=environment(), check=False
+    )
     assert finished.returncode == 0, finished.stderr
     one, two = (list_checkpoints(tmp_path / x / "out")[-1] for x in "ab")
     assert one.name == two.name == "step_00000018"  # 16 steps and 2 of warm start
@@ -67,9 +70,7 @@ def test_sigkill_and_resume_gives_bit_identical_weights(tmp_path: Path) -> None:
         assert first.keys() == second.keys()
         for key, tensor in first.items():
             assert torch.equal(tensor, second[key]), key
-    logs = [
-        [json.loads(line) for line in (tmp_path / x / "out" / "log.jsonl").read_text().splitlines()] for x in "ab"
-    ]
+    logs = [[json.loads(line) for line in (tmp_path / x / "out" / "log.jsonl").read_text().splitlines()] for x in "ab"]
     assert [(x["step"], x["loss"]) for x in logs[0]] == [(x["step"], x["loss"]) for x in logs[1]]
 
 

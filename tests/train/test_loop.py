@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.train import checkpoint as checkpoint_module
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, save_checkpoint
@@ -115,9 +116,7 @@ def test_vectors_are_decayed_only_when_asked() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     groups = [ParameterGroup("all", list(model.named_parameters()), 0.1)]
     for decay_vectors, expected in ((False, {1: {0.0}, 2: {0.5}}), (True, {1: {0.5}, 2: {0.5}})):
-        optimizer = build_optimizer(
-            groups, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-8, decay_vectors=decay_vectors
-        )
+        optimizer = build_optimizer(groups, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-8, decay_vectors=decay_vectors)
         found: dict[int, set[float]] = {}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -126,7 +125,9 @@ def test_vectors_are_decayed_only_when_asked() -> None:
 
 
 def test_non_finite_loss_stops_with_step_samples_and_batch(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is not finite at step 7 \(1 samples, the first at data.jsonl:7\)"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is not finite at step 7 \(1 samples, the first at data.jsonl:7\)"
+    ):
         train(Regression(poison=7), config(), tmp_path)
     folder = tmp_path / "failed" / "step_00000007"
     assert torch.isinf(load_file(folder / "batch.safetensors")["y"]).sum() == 1

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tests.tinyvlm import IMAGE_ID, SIZE, VOCABULARY, laid_out_sample, tiny_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
 from vitp.instruction.pack import LaidOut, join
 from vitp.vlm.loss import supervised_loss
 from vitp.vlm.model import VisionLanguageModel, shuffle_kept

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
 from vitp.config import load
 from vitp.errors import ConfigError
 from vitp.train.draws import Purpose, generator

@@ -1,0 +1,1 @@
+"""The ViT after pretraining."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from vitp.demo.classes import BACKGROUND, FOREST, ROAD, WATER
-from vitp.demo.site import BASE, COVER, MARKS, SHORE, Site
+from vitp.demo.site import BASE, COVER, MARKS, SHORE, WOODS, Site
 from vitp.demo.streets import Box, bays, grove, hedge, road, scatter_trees, tree, vehicle
 
 # Courts: name, length and width in metres of the whole surface.
@@ -168,7 +168,7 @@ def tanks(site: Site, box: Box) -> None:
     ground = dice.pick(("gravel", "soil", "concrete", "grass"))
     site.rect(BASE, "sidewalk", BACKGROUND, box)
     site.rect(BASE, ground, BACKGROUND, (u0 + 0.9, v0 + 0.9, u1 - 0.9, v1 - 0.9))
-    radius = min(dice.pick((5.0, 8.0, 11.0, 15.0)) * dice.between(0.9, 1.15), (min(wide, deep) - 5.0) / 2.0)
+    radius = min(dice.pick((5.0, 8.0, 11.0, 15.0)) * dice.between(0.9, 1.15), 0.3 * site.half, (min(wide, deep) - 5.0) / 2.0)
     pitch = 2.0 * radius + dice.between(3.0, 7.0)
     columns, rows = max(1, int((wide - 3.0) / pitch)), max(1, int((deep - 3.0) / pitch))
     variant = dice.pick(("cone", "cone", "floating", "dome"))
@@ -250,5 +250,5 @@ def wood(site: Site, box: Box) -> None:
     """A block of closed forest."""
     u0, v0, u1, v1 = box
     outline = [(u0, v0), (u1, v0), (u1, v1), (u0, v1)]
-    site.patch(COVER, "canopy", FOREST, outline, raised_m=8.0)
+    site.patch(WOODS, "canopy", FOREST, outline, raised_m=8.0)
     tree(site, u0, v0, 3.0)

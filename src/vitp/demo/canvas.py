@@ -41,6 +41,18 @@ class Glint(NamedTuple):
     strength: float
 
 
+class Raster(NamedTuple):
+    """A finished drawing: N shapes, H = W = image side, S samples a pixel."""
+
+    table: NDArray[np.float32]  # [N, 12], columns as named in this module
+    every: NDArray[np.int32]  # shape numbers [H*S, W*S]
+    centre: NDArray[np.int32]  # shape numbers at the pixel centres [H, W]
+
+    def mask(self) -> NDArray[np.uint8]:
+        """Class ids [H, W]."""
+        return self.table[:, LABEL].astype(np.uint8).take(self.centre)
+
+
 class Pose:
     """Local metres (x along the object, y across) to ground metres."""
 
@@ -101,14 +113,12 @@ class Canvas:
         """Let a body of this footprint and height throw a shadow."""
         self.casters.append(Caster(outline, height, floating, metal))
 
-    def table(self) -> NDArray[np.float32]:
-        """Shape table [N, 12], columns as named in this module."""
-        return np.array(self._rows, dtype=np.float32)
-
-    def numbers(self) -> NDArray[np.int32]:
-        """Shape numbers [H*samples, W*samples]."""
-        side = self.size * self.samples
-        return np.frombuffer(self._image.tobytes(), dtype=np.int32).reshape(side, side)
+    def raster(self) -> Raster:
+        """What has been drawn so far, as arrays."""
+        side, half = self.size * self.samples, self.samples // 2
+        every = np.frombuffer(self._image.tobytes(), dtype=np.int32).reshape(side, side)
+        centre = np.ascontiguousarray(every[half :: self.samples, half :: self.samples])
+        return Raster(np.array(self._rows, dtype=np.float32), every, centre)
 
     def shade_map(self, per_metre: Point) -> NDArray[np.float32]:
         """Share of shadow in each pixel [H, W] when every metre of height throws it by `per_metre` (ground metres)."""

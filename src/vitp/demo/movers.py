@@ -42,12 +42,12 @@ def draw_ship(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> list[Po
     hull = WHITE if white_hull else _HULLS[int(thing.look[0] * len(_HULLS))]
     hull = scaled(hull, 0.85 + 0.2 * thing.look[1])
     canvas.cast(pose.put(outline), thing.height * 0.5, metal=2.0)
-    canvas.fill(pose.put(outline), plain(hull, Material.BODY), SHIP)
+    canvas.fill(pose.put(outline), plain(hull, Material.BODY, 4.0), SHIP)
     deck = mix(scaled(hull, 0.8), ((150, 92, 70), (104, 112, 104), (150, 144, 132))[int(thing.look[2] * 3.0)], 0.75)
     rim = max(0.35 if length < 25.0 else 0.9, 0.5 * canvas.gsd_m)
     inner = [(x * (hl - 1.6 * rim) / hl, math.copysign(max(abs(y) - rim, 0.0), y)) for x, y in outline]
     if min(hw - rim, hl - rim) > 0.3:
-        canvas.fill(pose.put(inner), plain(deck, Material.BODY, -3.0), SHIP)
+        canvas.fill(pose.put(inner), plain(deck, Material.BODY), SHIP)
     _superstructure(canvas, style, thing, pose, kind)
     for share in (-0.8, -0.3, 0.25, 0.75):
         gx, gy = pose.put([(share * hl, hw * (thing.look[4] - 0.5))])[0]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 
 from vitp.config import Config
-from vitp.demo.canvas import Canvas
+from vitp.demo.canvas import Canvas, Raster
 from vitp.demo.instances import Instance, annotate, touches
 from vitp.demo.keys import Dice, Stream, generator
 from vitp.demo.paint import Drawn, draw_graph, footprints, present
@@ -19,7 +19,7 @@ from vitp.demo.sar import backscatter, draw_look, quantise, speckle
 from vitp.demo.site import Graph, Point
 from vitp.demo.style import Land, Season, Style, draw_land, draw_style
 from vitp.demo.surfaces import surface_paint
-from vitp.demo.terrain import Floats, Ground, class_mask, draw_ground, render_optical
+from vitp.demo.terrain import Floats, Ground, draw_ground, render_optical
 from vitp.demo.themes import THEMES, draw_gsd, lay_out
 
 Modality = Literal["optical", "sar"]
@@ -132,7 +132,8 @@ def draw_pair(seed: int, index: int, config: SceneConfig) -> ScenePair:
 def radar_intensity(seed: int, index: int, config: SceneConfig) -> Floats:
     """Linear radar intensity [H, W] with speckle, before quantisation; what `draw_scene` shows with modality "sar"."""
     place = _place(seed, index, config)
-    return _intensity(place, _date_canvas(place, 0, frozenset(), (0.0, 0.0))[0], 0, (0.0, 0.0))
+    canvas = _date_canvas(place, 0, frozenset(), (0.0, 0.0))[0]
+    return _intensity(place, canvas, canvas.raster(), 0, (0.0, 0.0))
 
 
 def _place(seed: int, index: int, config: SceneConfig) -> _Place:
@@ -165,10 +166,10 @@ def _ground(place: _Place, shift: Point) -> Ground:
     return draw_ground(rng, place.config.size, place.gsd_m, place.land.crown_m, shift)
 
 
-def _intensity(place: _Place, canvas: Canvas, date: int, shift: Point) -> Floats:
+def _intensity(place: _Place, canvas: Canvas, raster: Raster, date: int, shift: Point) -> Floats:
     look = draw_look(Dice(place.seed, place.index, Stream.RADAR + date))
     rng = generator(place.seed, place.index, Stream.SPECKLE + date)
-    mean = backscatter(canvas, _ground(place, shift), look)
+    mean = backscatter(canvas, raster, _ground(place, shift), look)
     return mean * speckle(place.config.size, place.config.looks, rng)
 
 
@@ -178,11 +179,12 @@ def _draw_date(
     """One date of a place: without the structures in `absent`, moved by `shift` pixels."""
     config = place.config
     canvas, style, drawn = _date_canvas(place, date, absent, shift)
+    raster = canvas.raster()
     if config.modality == "sar":
-        image = quantise(_intensity(place, canvas, date, shift))
+        image = quantise(_intensity(place, canvas, raster, date, shift))
     else:
         rng = generator(place.seed, place.index, Stream.SENSOR + date)
-        image = render_optical(canvas, style, _ground(place, shift), rng)
+        image = render_optical(canvas, raster, style, _ground(place, shift), rng)
     instances: list[Instance] = []
     cut_off: set[str] = set()
     x0, y0, scale = config.size / 2.0 + shift[0], config.size / 2.0 + shift[1], 1.0 / place.gsd_m
@@ -195,7 +197,7 @@ def _draw_date(
             cut_off.add(item.category)
     scene = Scene(
         image=image,
-        mask=class_mask(canvas),
+        mask=raster.mask(),
         instances=tuple(instances),
         theme=place.theme,
         modality=config.modality,

@@ -84,7 +84,7 @@ def _masks(outcome: Outcome) -> ImageGrid:
     )
     data = MaskFolder(recipe.data)
     chosen = data.test[:: max(1, len(data.test) // _PICTURES)][:_PICTURES]
-    palette = [tuple(int(c) for c in colour) for colour in PALETTE]
+    palette = [(int(r), int(g), int(b)) for r, g, b in PALETTE]
     rows = []
     images = [data.read(i) for i in chosen]
     predicted = {}
@@ -178,7 +178,9 @@ def _throughput(outcome: Outcome, numbers: dict[str, Any]) -> list[Section]:
             rows,
             caption="On this machine, text-only warm-up included. Dropped tokens are neither projected nor attended.",
         ),
-        BarChart("Where the time went", "seconds", [k for k, _ in spent], [BarSeries("seconds", [v for _, v in spent])]),
+        BarChart(
+            "Where the time went", "seconds", [k for k, _ in spent], [BarSeries("seconds", [v for _, v in spent])]
+        ),
     ]
 
 

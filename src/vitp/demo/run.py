@@ -23,7 +23,15 @@ from vitp.export import ExportResult, export
 from vitp.finetune import FinetuneConfig, FinetuneResult, finetune
 from vitp.instruction.source import AugmentConfig, SourceConfig
 from vitp.instruction.tiling import TilingConfig
-from vitp.pretrain import DataConfig, ModelConfig, PretrainConfig, PretrainResult, TowerConfig, WarmStartConfig, pretrain
+from vitp.pretrain import (
+    DataConfig,
+    ModelConfig,
+    PretrainConfig,
+    PretrainResult,
+    TowerConfig,
+    WarmStartConfig,
+    pretrain,
+)
 from vitp.probe import ProbeConfig, ProbeData, ProbeResult, probe
 from vitp.progress import Console
 from vitp.train.checkpoint import write_json
@@ -134,9 +142,7 @@ def pretrain_config(config: DemoConfig, data: Path, out: Path, *, vrl: bool) -> 
         model=ModelConfig(
             tower=tower(config),
             pixel_shuffle=1,
-            language_model=LanguageModelConfig(
-                width=128, depth=2, heads=2, kv_heads=1, mlp_width=384, vocabulary=1024
-            ),
+            language_model=LanguageModelConfig(width=128, depth=2, heads=2, kv_heads=1, mlp_width=384, vocabulary=1024),
         ),
     )
 
@@ -283,6 +289,3 @@ def run_demo(
     report = write_demo_report(outcome, numbers)
     write_json(out / "numbers.json", numbers)
     return DemoResult(report, numbers)
-
-
-

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vitp.demo import canvas as board
-from vitp.demo.canvas import Canvas, Caster
+from vitp.demo.canvas import Canvas, Caster, Raster
 from vitp.demo.keys import Dice
 from vitp.demo.site import Point
 from vitp.demo.style import MATERIALS, Material
-from vitp.demo.terrain import Floats, Ground, centre_numbers
+from vitp.demo.terrain import Floats, Ground
 
 _FLOOR = 10.0 ** (-28.0 / 10.0)  # noise floor of the receiver, linear
 _SAMPLES = 2
@@ -43,17 +43,14 @@ def draw_look(dice: Dice) -> Look:
     return Look((math.cos(turn), math.sin(turn)), math.tan(incidence), dice.between(-2.0, 4.0))
 
 
-def backscatter(canvas: Canvas, ground: Ground, look: Look) -> Floats:
+def backscatter(canvas: Canvas, raster: Raster, ground: Ground, look: Look) -> Floats:
     """Mean radar intensity, linear, [H, W], before speckle."""
-    table = canvas.table()
+    table, every, numbers = raster
     material = table[:, board.MATERIAL].astype(np.int64)
     decibel = MATERIALS[material, 4] + table[:, board.DECIBEL]
     decibel += np.where(material == Material.WATER, np.float32(look.water_db), np.float32(0.0))
     linear = (10.0 ** (decibel / 10.0)).astype(np.float32)
-    every = linear.take(canvas.numbers())
-    mean = np.array(Image.fromarray(every).reduce(canvas.samples))
-
-    numbers = centre_numbers(canvas)
+    mean = np.array(Image.fromarray(linear.take(every)).reduce(canvas.samples))
     texture = MATERIALS[material, 5].take(numbers)
     dx, dy = look.range_direction
     crowned = (material == Material.CANOPY).astype(np.float32).take(numbers)
@@ -63,8 +60,10 @@ def backscatter(canvas: Canvas, ground: Ground, look: Look) -> Floats:
 
     reach = look.tan_incidence
     mean *= np.float32(1.0) - np.float32(0.96) * canvas.shade_map((dx * reach, dy * reach))
-    mean += _corners(canvas, look)
+    # Windows, ledges and ducts make walls glitter.
+    mean += _corners(canvas, look) * np.exp(ground.fine * np.float32(0.7) - np.float32(0.35))
     _add_glints(mean, canvas)
+    mean = _resolve(mean)
     mean += np.float32(_FLOOR)
     return mean
 
@@ -82,7 +81,7 @@ def _corners(canvas: Canvas, look: Look) -> Floats:
         for ends, lifted, facing in _near_walls(body, look):
             (xa, ya), (xb, yb) = ((x * scale + x0, y * scale + y0) for x, y in ends)
             (xc, yc), (xd, yd) = ((x * scale + x0, y * scale + y0) for x, y in lifted)
-            draw.polygon((xa, ya, xb, yb, xc, yc, xd, yd), fill=0.25 * body.metal * (0.4 + facing))
+            draw.polygon((xa, ya, xb, yb, xc, yc, xd, yd), fill=0.11 * body.metal * (0.4 + facing))
             # A dihedral answers strongly only when it faces the sensor squarely.
             lines.append(((xa, ya, xb, yb), body.metal * (0.5 + 7.0 * facing**6)))
     for xy, strength in lines:
@@ -128,6 +127,15 @@ def _add_glints(mean: Floats, canvas: Canvas) -> None:
         response_y = np.sinc(0.85 * (offsets + iy - y)) ** 2
         spot = (glint.strength * np.outer(response_y, response_x)).astype(np.float32)
         mean[iy - 4 : iy + 5, ix - 4 : ix + 5] += spot
+
+
+def _resolve(mean: Floats) -> Floats:
+    """The sensor's resolution: a (1, 4, 1) / 6 smoothing along both axes."""
+    for axis in (0, 1):
+        padded = np.concatenate([mean.take([0], axis), mean, mean.take([-1], axis)], axis)
+        side = padded[2:] + padded[:-2] if axis == 0 else padded[:, 2:] + padded[:, :-2]
+        mean = mean * np.float32(4.0 / 6.0) + side * np.float32(1.0 / 6.0)
+    return mean
 
 
 def speckle(size: int, looks: int, rng: np.random.Generator) -> Floats:

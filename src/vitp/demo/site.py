@@ -18,7 +18,7 @@ Point = tuple[float, float]
 Kind = Literal["building", "ship", "aircraft", "vehicle", "tank", "court", "tree", "container", "crane", "pipe"]
 
 # Drawing order of the flat patches.
-COVER, SHORE, BASE, ROADWAY, MARKS = range(5)
+COVER, WOODS, SHORE, BASE, ROADWAY, MARKS = range(6)
 _STEP_M = 9.0  # a curved edge becomes chords of about this length
 
 
@@ -66,7 +66,7 @@ class Site:
         self.half = extent_m / 2.0
         self.gsd_m = gsd_m
         self.reach = extent_m * 0.75 + 6.0  # the plan square that covers the image at any turn
-        self.patches: list[list[Patch]] = [[] for _ in range(5)]
+        self.patches: list[list[Patch]] = [[] for _ in range(6)]
         self.things: list[Thing] = []
         self.groups = 0
         self.water: list[Callable[[float, float], float]] = []  # metres inside the water, negative on land
@@ -99,6 +99,16 @@ class Site:
         x, y = self.at(u, v)
         edge = self.half + radius
         return -edge < x < edge and -edge < y < edge
+
+    def passes(self, plan: Sequence[Point], width: float) -> bool:
+        """Whether a plan polyline of this width can cross the image (a circle round it, to be quick)."""
+        limit = 1.4143 * self.half + width + self._amp
+        for (ua, va), (ub, vb) in zip(plan, plan[1:], strict=False):
+            du, dv = ub - ua, vb - va
+            share = min(1.0, max(0.0, -(ua * du + va * dv) / (du * du + dv * dv or 1.0)))
+            if math.hypot(ua + share * du, va + share * dv) < limit:
+                return True
+        return False
 
     def wet(self, u: float, v: float) -> float:
         """Metres inside the nearest water; negative on land."""

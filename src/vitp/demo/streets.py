@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from vitp.demo.classes import FOREST, ROAD
-from vitp.demo.site import BASE, COVER, MARKS, ROADWAY, Point, Site
+from vitp.demo.site import BASE, MARKS, ROADWAY, WOODS, Point, Site
 
 Box = tuple[float, float, float, float]  # plan rectangle u0, v0, u1, v1
 Fill = Callable[[Site, Box], None]
@@ -69,12 +69,12 @@ def scatter_trees(site: Site, box: Box, per_hectare: float, margin: float = 2.5)
 def grove(site: Site, u: float, v: float, radius: float) -> None:
     """A closed wood with a wavy edge."""
     if site.seen(u, v, radius * 1.5):
-        site.patch(COVER, "canopy", FOREST, site.ring(u, v, radius, 0.28), raised_m=8.0)
+        site.patch(WOODS, "canopy", FOREST, site.ring(u, v, radius, 0.28), raised_m=8.0)
 
 
 def hedge(site: Site, plan: Sequence[Point], width: float) -> None:
     """A strip of crowns."""
-    site.band(COVER, "canopy", FOREST, plan, width)
+    site.band(WOODS, "canopy", FOREST, plan, width)
 
 
 def road(
@@ -92,6 +92,8 @@ def road(
 
     `breaks` are junctions, (centre, radius): no markings and no cars there.
     """
+    if not site.passes(plan, width + 2.0 * walk + 8.0):
+        return
     if walk > 0.0:
         site.band(BASE, "sidewalk", ROAD, plan, width + 2.0 * walk, group)
     site.band(ROADWAY, "asphalt", ROAD, plan, width, group)
@@ -104,7 +106,7 @@ def road(
         for u, v, direction in along(plan, dice.between(13.0, 17.0), dice.between(0.0, 13.0)):
             u += dice.between(-2.0, 2.0) * math.cos(direction)
             v += dice.between(-2.0, 2.0) * math.sin(direction)
-            lane = side * width * 0.25
+            lane = side * width * (0.25 if width < 9.0 else 0.2)
             if _clear(u, v, breaks, 8.0):
                 turn = direction + (0.0 if side > 0 else math.pi)
                 vehicle(site, u - lane * math.sin(direction), v + lane * math.cos(direction), turn, traffic)
@@ -167,7 +169,8 @@ def street_grid(
             for u in joined:
                 if dice.chance(0.4):
                     zebra(site, u + minor / 2.0 + 4.0, v, width)
-        _kerb_parking(site, v, width, parked, breaks)
+        if site.passes(line, width):
+            _kerb_parking(site, v, width, parked, breaks)
     for (v0, v1), us in zip(zip(rows, rows[1:], strict=False), columns, strict=True):
         for u in us:
             ends = [((u, v0), width / 2.0), ((u, v1), width / 2.0)]
@@ -186,7 +189,7 @@ def _kerb_parking(site: Site, v: float, width: float, parked: float, breaks: Seq
         u = -site.reach
         while u < site.reach:
             if _clear(u, v, breaks, 6.0):
-                vehicle(site, u, v + side * (width / 2.0 - 0.9), 0.0 if side > 0 else math.pi, parked, parked=True)
+                vehicle(site, u, v + side * (width / 2.0 - 0.3), 0.0 if side > 0 else math.pi, parked, parked=True)
             u += site.dice.between(6.2, 8.0)
 
 

@@ -263,7 +263,7 @@ def draw_court(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> list[P
 def draw_tree(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> None:
     """Draw one crown: dark side, body, lit side."""
     radius = thing.length / 2.0
-    paint = surface_paint(style, "canopy", thing.look[0], 0.0)._replace(material=Material.CROP)
+    paint = surface_paint(style, "canopy", thing.look[0], 0.0)._replace(material=Material.CROP, decibel=4.5)
     bumpy = [r * (0.86 + 0.28 * thing.look[i % 6]) for i, r in enumerate([radius] * 9)]
     ground = [
         (thing.x + r * math.cos(0.698 * i + pose.angle), thing.y + r * math.sin(0.698 * i + pose.angle)) for i, r in enumerate(bumpy)

@@ -45,7 +45,7 @@ _THEMES: dict[str, Theme] = {
     "residential": Theme(residential, 0.35, 0.75, 44.0, 1.0, "building", 2),
     "river": Theme(river, 0.6, 1.6, 70.0, 0.6, waterside=True),
     "sports": Theme(sports, 0.38, 0.8, 45.0, 0.0, "court", 1),
-    "storage": Theme(storage, 0.45, 0.95, 55.0, 0.0, "tank", 3),
+    "storage": Theme(storage, 0.45, 0.95, 55.0, 0.0, "tank", 2),
     "urban": Theme(urban, 0.4, 0.85, 50.0, 0.5, "building", 1),
 }
 

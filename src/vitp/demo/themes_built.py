@@ -111,7 +111,10 @@ def highway(site: Site) -> None:
         box = (left, min(near, far), right, max(near, far))
         _verge(site, box)
     if crossing:
-        road(site, ((cross, -reach), (cross, reach)), dice.between(8.0, 10.0), walk=1.0, traffic=0.3)
+        wide = dice.between(8.0, 10.0)
+        road(site, ((cross, -reach), (cross, reach)), wide, walk=1.0, traffic=0.3)
+        for rail in (cross - wide / 2.0, cross + wide / 2.0):
+            site.band(MARKS, "sidewalk", ROAD, ((rail, drift - 30.0), (rail, drift + 30.0)), 0.7)
 
 
 def _lanes(site: Site, v: float, width: float, lanes: int, side: float) -> None:
@@ -119,11 +122,13 @@ def _lanes(site: Site, v: float, width: float, lanes: int, side: float) -> None:
     wide = max(0.18, 0.4 * site.gsd_m)
     for edge in (-1.0, 1.0):
         y = v + edge * (width / 2.0 - 1.2)
-        site.band(MARKS, "mark", ROAD, ((-site.reach, y), (site.reach, y)), wide)
+        stops = [-site.reach, *(x for (u, _), _b, gap in site.corridors for x in (u - gap, u + gap)), site.reach]
+        for start, end in zip(stops[::2], stops[1::2], strict=True):
+            site.band(MARKS, "mark", ROAD, ((start, y), (end, y)), wide)
     for lane in range(1, lanes):
         y = v - lanes * 1.85 + lane * 3.7
         for u, _, _ in along(((-site.reach, y), (site.reach, y)), 12.0, dice.between(0.0, 8.0)):
-            if site.seen(u, y, 4.0):
+            if site.seen(u, y, 4.0) and site.off_road(u + 2.2, y, 1.0):
                 site.band(MARKS, "mark", ROAD, ((u, y), (u + 4.5, y)), wide)
     for lane in range(lanes):
         y = v - lanes * 1.85 + (lane + 0.5) * 3.7

@@ -6,7 +6,7 @@ import math
 
 from vitp.demo import blocks
 from vitp.demo.classes import BACKGROUND, FIELD, FOREST, ROAD, WATER
-from vitp.demo.site import BASE, COVER, MARKS, ROADWAY, SHORE, Point, Site
+from vitp.demo.site import BASE, COVER, MARKS, ROADWAY, SHORE, WOODS, Point, Site
 from vitp.demo.streets import Box, along, grove, hedge, road, scatter_trees, tree, vehicle
 
 
@@ -76,7 +76,8 @@ def _parcel(site: Site, box: Box) -> None:
     if dice.chance(0.2):
         direction += dice.between(-0.8, 0.8)
     if use == "wood":
-        site.patch(COVER, "canopy", FOREST, site.ring((u0 + u1) / 2.0, (v0 + v1) / 2.0, min(wide, deep) * 0.5, 0.2), 0.0, 8.0)
+        ring = site.ring((u0 + u1) / 2.0, (v0 + v1) / 2.0, min(wide, deep) * 0.44, 0.2)
+        site.patch(WOODS, "canopy", FOREST, ring, raised_m=8.0)
         scatter_trees(site, box, 10.0)
         return
     if use == "meadow":

@@ -1,0 +1,1 @@
+"""The instruction data: reading, checking, tiling, templating, mixing and packing it."""

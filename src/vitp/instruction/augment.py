@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vitp.instruction.grammar import flip_horizontal, flip_vertical, map_boxes, rotate90
+from vitp.instruction.grammar import Box, flip_horizontal, flip_vertical, map_boxes, rotate90
 from vitp.instruction.sample import Sample, Turn
 from vitp.instruction.source import AugmentConfig
 
@@ -29,7 +30,9 @@ def _crop(image: Tensor, min_scale: float, rng: np.random.Generator) -> Tensor:
     return image[:, top : top + h, left : left + w]
 
 
-def augment(images: list[Tensor], sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> tuple[list[Tensor], Sample]:
+def augment(
+    images: list[Tensor], sample: Sample, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[list[Tensor], Sample]:
     """Augment the images of one sample alike; boxes in the text follow flips and quarter turns.
 
     Crops are left out for samples with boxes in their text, since a box could leave the crop. Words such as
@@ -46,7 +49,7 @@ def augment(images: list[Tensor], sample: Sample, config: AugmentConfig, rng: np
     """
     has_boxes = any("<box>" in turn.text for turn in sample.turns)
     mirror, upside, turns = (bool(rng.integers(2)), bool(rng.integers(2)), int(rng.integers(4)))
-    moves = []
+    moves: list[Callable[[Box], Box]] = []
     if config.flip and mirror:
         images = [x.flip(-1) for x in images]
         moves.append(flip_horizontal)

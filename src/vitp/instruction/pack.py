@@ -52,7 +52,13 @@ class LaidOut:
 
 
 def lay_out(
-    encoded: Encoded, tiles: Tensor, depth: np.ndarray, kept: np.ndarray, weighting: Weighting, max_length: int, where: str
+    encoded: Encoded,
+    tiles: Tensor,
+    depth: np.ndarray,
+    kept: np.ndarray,
+    weighting: Weighting,
+    max_length: int,
+    where: str,
 ) -> LaidOut:
     """Drop, shift and weigh one sample.
 
@@ -73,7 +79,9 @@ def lay_out(
         ids, visual = ids[:max_length], visual[:max_length]
         answers = [(a, min(b, max_length)) for a, b in answers if a < max_length]
     if not answers:
-        raise DataError(f"no answer is left within max_length {max_length} (the sample has {len(encoded.ids)} tokens)", where)
+        raise DataError(
+            f"no answer is left within max_length {max_length} (the sample has {len(encoded.ids)} tokens)", where
+        )
     places = np.flatnonzero(visual)
     stays = ~visual
     stays[places[kept]] = True
@@ -137,7 +145,9 @@ def join(
     )
 
 
-def cut_into_packs(samples: Sequence[LaidOut], max_tokens: int, max_tiles: int, max_samples: int | None) -> list[list[LaidOut]]:
+def cut_into_packs(
+    samples: Sequence[LaidOut], max_tokens: int, max_tiles: int, max_samples: int | None
+) -> list[list[LaidOut]]:
     """Fill packs in order, within the bounds; a sample larger than a bound gets a pack of its own."""
     packs: list[list[LaidOut]] = []
     tokens = tiles = 0

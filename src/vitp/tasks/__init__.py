@@ -1,0 +1,1 @@
+"""What the training loop needs to know of each task."""

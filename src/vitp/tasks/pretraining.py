@@ -16,7 +16,13 @@ class PretrainingTask:
     """What the loop needs to train a vision-language model."""
 
     def __init__(
-        self, model: VisionLanguageModel, builder: StepBuilder, *, lr_tower: float, lr_projector: float, lr_language_model: float
+        self,
+        model: VisionLanguageModel,
+        builder: StepBuilder,
+        *,
+        lr_tower: float,
+        lr_projector: float,
+        lr_language_model: float,
     ) -> None:
         self.model = model
         self.builder = builder
@@ -25,7 +31,8 @@ class PretrainingTask:
     def parameter_groups(self) -> list[ParameterGroup]:
         """Tower, projector and language model, each with its own peak learning rate."""
         return [
-            ParameterGroup(part, list(getattr(self.model, part).named_parameters()), lr) for part, lr in self._lr.items()
+            ParameterGroup(part, list(getattr(self.model, part).named_parameters()), lr)
+            for part, lr in self._lr.items()
         ]
 
     def step_batch(self, step: int) -> StepBatch:

@@ -63,7 +63,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; tied parameters appear once, under their first name."""
-    kept = dict(model.named_parameters())
+    kept: dict[str, Tensor] = dict(model.named_parameters())
     persistent = set(model.state_dict().keys())
     kept.update({name: buffer for name, buffer in model.named_buffers() if name in persistent})
     return {name: tensor.detach() for name, tensor in kept.items()}

@@ -73,7 +73,9 @@ class StepBatch:
 class Task(Protocol):
     """What the loop asks of a task."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The parts of the model with their peak learning rates."""
@@ -153,7 +155,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.backends.cpu.get_cpu_capability() and torch.cpu._is_avx512_bf16_supported())
 
 
@@ -195,9 +197,7 @@ def _cut_lines(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _stop_not_finite(
-    out: Path, step: int, what: str, batch: StepBatch, micro: Any, model: nn.Module
-) -> TrainingError:
+def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, micro: Any, model: nn.Module) -> TrainingError:
     folder = out / "failed" / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     if micro is not None:
@@ -240,7 +240,7 @@ class _Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 loss_sum, logs = self.task.loss(moved)
             part = loss_sum.float() / batch.weight
-            part.backward()
+            part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             if not math.isfinite(loss):
                 raise _stop_not_finite(self.out, step, "the loss", batch, micro, self.model)

@@ -30,14 +30,16 @@ class Tracker:
     def _open_board(out: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)  # type: ignore[no-untyped-call]
+        return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
         self._steps, self._wait, self._busy = 0, 0.0, 0.0
 
-    def step(self, step: int, numbers: dict[str, float], batch: StepBatch, wait: float, busy: float) -> dict[str, float]:
+    def step(
+        self, step: int, numbers: dict[str, float], batch: StepBatch, wait: float, busy: float
+    ) -> dict[str, float]:
         """Take in one finished step; returns the newest averaged line (empty before the first).
 
         Args:

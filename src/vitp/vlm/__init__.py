@@ -1,0 +1,1 @@
+"""The vision-language model: tower, token drop, projector, packed language model, loss."""

@@ -24,8 +24,11 @@ NAME = "vitp_packed"
 # Shape legend: B batch, H query heads, G key/value heads, S positions, D head width.
 
 
-def _per_document(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Sequence[int], scale: float | None) -> Tensor:
-    parts = zip(q_BHSD.split(lengths, 2), k_BGSD.split(lengths, 2), v_BGSD.split(lengths, 2), strict=True)
+def _per_document(
+    q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Sequence[int], scale: float | None
+) -> Tensor:
+    sizes = list(lengths)
+    parts = zip(*(torch.split(x, sizes, 2) for x in (q_BHSD, k_BGSD, v_BGSD)), strict=True)
     out = [F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True) for q, k, v in parts]
     return torch.cat(out, 2)
 

@@ -61,7 +61,9 @@ def answer(
     for i, question in enumerate(questions):
         tiles = [] if question.image is None else [cut_tiles(question.image, tiling, model.image_size)]
         encoded = chat.encode_prompt(_prompt(question), [len(t) * model.tokens_per_tile for t in tiles])
-        stacked = torch.cat(tiles) if tiles else torch.zeros(0, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        stacked = (
+            torch.cat(tiles) if tiles else torch.zeros(0, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        )
         ids = torch.from_numpy(encoded.ids).long()
         groups[(len(ids), len(stacked))].append((i, ids, torch.from_numpy(encoded.visual), stacked))
     answers = [""] * len(questions)

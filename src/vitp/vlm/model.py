@@ -46,7 +46,9 @@ class PackTensors:
 
     def to(self, device: torch.device) -> PackTensors:
         """The same pack with its tensors on `device`."""
-        moved = {n: t.to(device, non_blocking=True) for n, t in self.tensors().items() if n != "lengths"}
+        moved: dict[str, Any] = {
+            n: t.to(device, non_blocking=True) for n, t in self.tensors().items() if n != "lengths"
+        }
         return replace(self, **moved)
 
 
@@ -170,7 +172,7 @@ class VisionLanguageModel(nn.Module):
 
     def hidden(self, pack: PackTensors) -> Tensor:
         """Last hidden states of the language model, [L, W]."""
-        out = self.language_model.model(  # type: ignore[union-attr,operator]
+        out = self.language_model.model(  # type: ignore[operator]
             inputs_embeds=self.embed(pack),
             position_ids=pack.positions[None],
             use_cache=False,

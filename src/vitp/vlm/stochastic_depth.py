@@ -7,7 +7,6 @@ same residual branches whatever the micro-batch or the rank.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 

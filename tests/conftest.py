@@ -1,0 +1,8 @@
+"""One thread a process: the suite runs several processes, and threads that wait for each other are slower than none."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
