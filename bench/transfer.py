@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
+from vitp.datasets.folder import LabelledConfig
 from vitp.export import backbone_config, export
 from vitp.finetune import finetune
 from vitp.images.decode import read_rgb
 from vitp.instruction.native import labels
 from vitp.instruction.source import Source
 from vitp.pretrain import PretrainConfig, load_run, pretrain
-from vitp.probe import ProbeConfig, ProbeData, probe
+from vitp.probe import ProbeConfig, probe
 from vitp.progress import Console
 from vitp.recipes import load_recipe
 from vitp.vlm.generate import Question, answer
@@ -78,8 +79,8 @@ def rsicd_scores(backbone: Path, data: Path, out: Path, seed: int) -> Scores:
     """Probes on RSICD's and RSSCN7's classes, building segmentation on OpenAerialMap chips."""
     scores = {}
     sets = {
-        "rsicd": (ProbeData(format="rsicd", root=data / "rsicd_128"), 20),
-        "rsscn7": (ProbeData(format="folder", root=data / "rsscn7", test_fraction=0.5), None),
+        "rsicd": (LabelledConfig(format="rsicd", root=data / "rsicd_128"), 20),
+        "rsscn7": (LabelledConfig(format="folder", root=data / "rsscn7", test_fraction=0.5), None),
     }
     for name, (where, per_class) in sets.items():
         config = ProbeConfig(

@@ -17,7 +17,7 @@ from vitp.datasets.masks import MaskFolder, MaskFolderConfig, MaskReport
 from vitp.datasets.transforms import AugmentConfig
 from vitp.metrics.segmentation import SegmentationScores
 from vitp.recipes import load_recipe
-from vitp.tasks.segment import SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
+from vitp.tasks.segment import InferenceConfig, SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
 from vitp.train.checkpoint import write_json
 from vitp.train.loop import LoopConfig, Progress, TrainResult, choose_device, prepare_output, train, uses_bf16
 
@@ -41,7 +41,7 @@ class FinetuneConfig(LoopConfig):
     freeze_backbone: bool = False  # only the head learns
     loss: Literal["cross_entropy", "cross_entropy+dice"] = "cross_entropy"  # released configs
     dice_weight: float = Field(default=1.0, gt=0)  # nnU-Net: the sum of both
-    window: int | None = Field(default=None, ge=8)  # test in windows of this side; None: whole images
+    inference: InferenceConfig = InferenceConfig()
 
     @model_validator(mode="after")
     def _one_backbone(self) -> FinetuneConfig:
@@ -79,7 +79,7 @@ class FinetuneResult:
 
 
 # Values a resumed run may change: where it is written and how it is watched, not what it computes.
-_FREE = {"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device", "window"}
+_FREE = {"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device", "inference"}
 
 
 def _fingerprint(config: FinetuneConfig, data: MaskFolder) -> dict[str, Any]:
@@ -163,11 +163,11 @@ def finetune(
     trained = train(task, config, out, resume=resume, progress=progress, fingerprint=_fingerprint(config, data))
     device = choose_device(config.device)
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)):
-        scores = score_masks(task.segmenter, data, data.test, config.window).scores()
+        scores = score_masks(task.segmenter, data, data.test, config.inference).scores()
     if scores.absent:
         say(f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means")
     file = out / "model.safetensors"
-    save_segmenter(file, task.segmenter, config.window)
+    save_segmenter(file, task.segmenter, config.inference)
     result = FinetuneResult(out, file, trained, scores, report)
     write_json(out / "metrics.json", result.numbers)
     return result

@@ -248,7 +248,10 @@ def test_folders_that_are_no_backbone_say_what_to_do(tmp_path: Path) -> None:
         load_backbone(tmp_path / "nowhere")
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="vitp export"):
+    with pytest.raises(CheckpointError, match="run `vitp export"):
+        load_backbone(run)
+    (run / "backbone.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"not a backbone; give .*run/backbone\.safetensors$"):
         load_backbone(run)
     other = tmp_path / "other"
     other.mkdir()

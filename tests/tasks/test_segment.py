@@ -22,6 +22,7 @@ from vitp.finetune import FinetuneConfig, finetune
 from vitp.heads.fcn import _enlarge, random_head
 from vitp.metrics.segmentation import IGNORE
 from vitp.tasks.segment import (
+    InferenceConfig,
     SegmentData,
     Segmenter,
     SegmentTask,
@@ -86,6 +87,7 @@ def _recipe(root: Path, out: Path, **changes: object) -> FinetuneConfig:
         "backbone_lr": 2e-3,
         "head_lr": 4e-3,
         "layer_decay": 1.0,
+        "inference": {"window": 32},
     }
     return FinetuneConfig.model_validate({**fields, **changes})
 
@@ -126,7 +128,7 @@ def test_the_loss_is_the_mean_over_labelled_pixels(folder: Path) -> None:
     assert (masks == IGNORE).any()
     expected = functional.cross_entropy(task.model(images), masks.long(), ignore_index=IGNORE)
     got = sum(float(task.loss(m)[0].detach()) for m in micros) / task.step_batch(0).weight
-    assert got == pytest.approx(float(expected), rel=1e-5)
+    assert got == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_dice_loss_against_numpy_and_at_its_ends() -> None:
@@ -213,10 +215,19 @@ class _PixelModel(nn.Module):
 def test_windows_cover_every_pixel_and_leave_no_seam(height: int, width: int) -> None:
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = _PixelModel()
-    logits = predict_logits(model, image, window=32)  # type: ignore[arg-type]
+    logits = predict_logits(model, image, InferenceConfig(window=32))  # type: ignore[arg-type]
     torch.testing.assert_close(logits, image[:2].float())
     assert all(h <= 32 and w <= 32 for h, w in model.seen)
     torch.testing.assert_close(logits, predict_logits(model, image))  # type: ignore[arg-type]
+
+
+def test_a_zoomed_prediction_has_the_images_own_size_and_place() -> None:
+    y, x = torch.meshgrid(torch.arange(50), torch.arange(70), indexing="ij")
+    image = torch.stack([y, x, x]).mul(3).to(torch.uint8)
+    for scale in (0.5, 2.0):
+        inference = InferenceConfig(scale=scale, window=32)
+        logits = predict_logits(_PixelModel(), image, inference)  # type: ignore[arg-type]
+        torch.testing.assert_close(logits[:, 4:-4, 4:-4], image[:2, 4:-4, 4:-4].float(), rtol=0, atol=1.01)
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
@@ -230,12 +241,12 @@ def test_a_run_learns_saves_what_it_scored_and_repeats_exactly(folder: Path, tmp
     assert json.loads((tmp_path / "a/metrics.json").read_text())["miou"] == result.scores.miou
     again = finetune(_recipe(folder, tmp_path / "b"))
     assert (again.scores, again.train.loss) == (result.scores, result.train.loss)
-    model, window = load_segmenter(tmp_path / "a")
+    model, inference = load_segmenter(tmp_path / "a")
     data = _data(folder)
     right = total = 0
     for i in data.test:
         image, mask = data.read(i)
-        (found,) = predict_masks(model, [image], window)
+        (found,) = predict_masks(model, [image], inference)
         right += int((found == mask)[mask != IGNORE].sum())
         total += int((mask != IGNORE).sum())
     assert right / total == pytest.approx(result.scores.accuracy, abs=1e-9)
@@ -306,7 +317,12 @@ REAL = Path(__file__).parents[2] / "../shared/data"
 @pytest.mark.parametrize("name", ["oam_buildings", "busi"])
 def test_shipped_recipes_run_on_the_real_data(name: str, tmp_path: Path) -> None:
     overrides = [f"data.root={REAL / name}", f"out={tmp_path / 'run'}", "steps=2", "batch_size=2", "augment.crop=64"]
-    overrides += ["window=256", "workers=0", "warmup=1", f"backbone_config={TINY.model_dump_json(exclude_none=True)}"]
+    overrides += [
+        "inference.window=256",
+        "workers=0",
+        "warmup=1",
+        f"backbone_config={TINY.model_dump_json(exclude_none=True)}",
+    ]
     result = finetune(RECIPES / f"{name}.yaml", overrides)
     assert 0 < result.scores.miou < 1
     assert result.scores.pixels > 7 * 200 * 200 or name == "busi"

@@ -308,10 +308,9 @@ def _parse(fields: object, origin: Path) -> BackboneConfig:
 
 def _read_folder(folder: Path) -> tuple[BackboneConfig, dict[str, Tensor], Path]:
     if (folder / "recipe.yaml").is_file() or (folder / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"{folder}: this is a training run, not a backbone; run `vitp export {folder} --to timm` "
-            "and give what it writes"
-        )
+        exported = folder / "backbone.safetensors"
+        first = "" if exported.is_file() else f"run `vitp export {folder} --to timm` and "
+        raise CheckpointError(f"{folder}: this is a training run, not a backbone; {first}give {exported}")
     described, weights = folder / "config.json", folder / "model.safetensors"
     for file in (described, weights):
         if not file.is_file():

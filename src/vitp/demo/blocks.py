@@ -7,6 +7,7 @@ import math
 from vitp.demo.classes import BACKGROUND, FOREST, ROAD, WATER
 from vitp.demo.site import BASE, COVER, MARKS, SHORE, WOODS, Site
 from vitp.demo.streets import Box, bays, grove, hedge, road, scatter_trees, tree, vehicle
+from vitp.demo.surfaces import Surface
 
 # Courts: name, length and width in metres of the whole surface.
 COURTS: tuple[tuple[str, float, float], ...] = (
@@ -165,10 +166,12 @@ def tanks(site: Site, box: Box) -> None:
     wide, deep = u1 - u0, v1 - v0
     if min(wide, deep) < 12.0:
         return
-    ground = dice.pick(("gravel", "soil", "concrete", "grass"))
+    ground: Surface = dice.pick(("gravel", "soil", "concrete", "grass"))
     site.rect(BASE, "sidewalk", BACKGROUND, box)
     site.rect(BASE, ground, BACKGROUND, (u0 + 0.9, v0 + 0.9, u1 - 0.9, v1 - 0.9))
-    radius = min(dice.pick((5.0, 8.0, 11.0, 15.0)) * dice.between(0.9, 1.15), 0.3 * site.half, (min(wide, deep) - 5.0) / 2.0)
+    radius = min(
+        dice.pick((5.0, 8.0, 11.0, 15.0)) * dice.between(0.9, 1.15), 0.3 * site.half, (min(wide, deep) - 5.0) / 2.0
+    )
     pitch = 2.0 * radius + dice.between(3.0, 7.0)
     columns, rows = max(1, int((wide - 3.0) / pitch)), max(1, int((deep - 3.0) / pitch))
     variant = dice.pick(("cone", "cone", "floating", "dome"))
@@ -203,7 +206,9 @@ def courts(site: Site, box: Box) -> None:
                 break
             name, length, width = tallest if repeat and tallest in options else dice.pick(options)
             spare = (row - width) / 2.0
-            site.thing("court", name, u + length / 2.0, v + spare + width / 2.0, (length, width, 0.0), group=site.group())
+            site.thing(
+                "court", name, u + length / 2.0, v + spare + width / 2.0, (length, width, 0.0), group=site.group()
+            )
             u += length + dice.between(1.6, 4.0)
         if u1 - u > 7.0:
             scatter_trees(site, (u, v, u1, v + row), 110.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vitp.demo.site import Point
-from vitp.demo.style import Paint
+from vitp.demo.style import Material, Paint
 
 _LOW_M = 3.6  # things up to this height may stand in the shadow of taller ones
 _SHADOW_SAMPLES = 2
@@ -29,7 +29,7 @@ class Caster(NamedTuple):
 
     outline: Sequence[Point]
     height: float
-    floating: bool  # wings and canopies: the shadow is the shifted outline, not a swept prism
+    copies: int  # 0: a prism, its shadow swept; else the shadow is drawn as so many shifted outlines (crowns, wings)
     metal: float  # strength of the corner it makes with the ground in the radar view, 0 = none
 
 
@@ -47,6 +47,10 @@ class Raster(NamedTuple):
     table: NDArray[np.float32]  # [N, 12], columns as named in this module
     every: NDArray[np.int32]  # shape numbers [H*S, W*S]
     centre: NDArray[np.int32]  # shape numbers at the pixel centres [H, W]
+
+    def holds(self, material: Material) -> bool:
+        """Whether any shape is of this material."""
+        return bool((self.table[:, MATERIAL] == material).any())
 
     def mask(self) -> NDArray[np.uint8]:
         """Class ids [H, W]."""
@@ -109,9 +113,9 @@ class Canvas:
         cx, cy, r = x * self.scale + self._x0, y * self.scale + self._y0, max(radius * self.scale, 0.6)
         self._draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=number)
 
-    def cast(self, outline: Sequence[Point], height: float, metal: float = 0.0, floating: bool = False) -> None:
+    def cast(self, outline: Sequence[Point], height: float, metal: float = 0.0, copies: int = 0) -> None:
         """Let a body of this footprint and height throw a shadow."""
-        self.casters.append(Caster(outline, height, floating, metal))
+        self.casters.append(Caster(outline, height, copies, metal))
 
     def raster(self) -> Raster:
         """What has been drawn so far, as arrays."""
@@ -140,10 +144,11 @@ class Canvas:
         for group in (low, tall):
             for body in group:
                 dx, dy = sx * body.height, sy * body.height
-                if body.floating:
-                    paint([(x + dx, y + dy) for x, y in body.outline], 255)
-                else:
+                if body.copies == 0:
                     paint(sweep(body.outline, dx, dy), 255)
+                for i in range(1, body.copies + 1):
+                    ax, ay = dx * i / body.copies, dy * i / body.copies
+                    paint([(x + ax, y + ay) for x, y in body.outline], 255)
             for body in group:
                 paint(body.outline, 0)
         reduced = image.reduce(samples) if samples > 1 else image

@@ -15,7 +15,18 @@ from vitp.demo.style import Style
 from vitp.demo.surfaces import surface_paint
 
 # Later kinds cover earlier ones.
-_ORDER: tuple[Kind, ...] = ("court", "tree", "pipe", "ship", "tank", "building", "container", "vehicle", "aircraft", "crane")
+_ORDER: tuple[Kind, ...] = (
+    "court",
+    "tree",
+    "pipe",
+    "ship",
+    "tank",
+    "building",
+    "container",
+    "vehicle",
+    "aircraft",
+    "crane",
+)
 _RANK = {kind: rank for rank, kind in enumerate(_ORDER)}
 _DRAWERS: dict[Kind, Callable[[Canvas, Style, Thing, Pose], list[Point]]] = {
     "building": draw_building,
@@ -52,11 +63,13 @@ def draw_graph(
                 continue
             canvas.fill(patch.outline, surface_paint(style, patch.surface, patch.look, patch.direction), patch.label)
             if patch.raised_m > 0.0:
-                canvas.cast(patch.outline, patch.raised_m, floating=True)
+                canvas.cast(patch.outline, patch.raised_m, copies=1)
             elif patch.raised_m < 0.0:
                 canvas.hollows.append((patch.outline, -patch.raised_m))
     found: list[Drawn] = []
-    shown = [thing for thing, is_there in zip(graph.things, there, strict=True) if is_there and thing.group not in absent]
+    shown = [
+        thing for thing, is_there in zip(graph.things, there, strict=True) if is_there and thing.group not in absent
+    ]
     for thing in sorted(shown, key=lambda t: _RANK[t.kind]):
         if min(thing.width, thing.length) < _LEAST_PX * canvas.gsd_m:
             continue

@@ -17,7 +17,7 @@ from vitp.demo.keys import Dice, Stream, generator
 from vitp.demo.paint import Drawn, draw_graph, footprints, present
 from vitp.demo.sar import backscatter, draw_look, quantise, speckle
 from vitp.demo.site import Graph, Point
-from vitp.demo.style import Land, Season, Style, draw_land, draw_style
+from vitp.demo.style import Land, Material, Season, Style, draw_land, draw_style
 from vitp.demo.surfaces import surface_paint
 from vitp.demo.terrain import Floats, Ground, draw_ground, render_optical
 from vitp.demo.themes import THEMES, draw_gsd, lay_out
@@ -104,29 +104,41 @@ def draw_scene(seed: int, index: int, config: SceneConfig) -> Scene:
 def draw_pair(seed: int, index: int, config: SceneConfig) -> ScenePair:
     """Draw one place on two dates, with `config.change_probability` of its structures built or removed in between.
 
+    One pair in seven shows no change; in the others at least one structure in sight changes, if there is one.
     The change mask lies in the frame of the first date; with `misregistration_px` the second image is shifted against it.
     """
     place = _place(seed, index, config)
     dice = Dice(seed, index, Stream.CHANGE)
-    probability = 0.0 if dice.chance(0.15) else config.change_probability
-    growth = dice.between(0.2, 0.8)
-    built: set[int] = set()
-    removed: set[int] = set()
-    for group in range(1, place.graph.groups + 1):
-        changed, is_new = dice.chance(probability), dice.chance(growth)
-        if changed:
-            (built if is_new else removed).add(group)
+    built, removed = _changes(place, dice)
     most = config.misregistration_px
     shift = (dice.between(-most, most), dice.between(-most, most))
-    before, old = _draw_date(place, 0, frozenset(built))
-    after, new = _draw_date(place, 1, frozenset(removed), shift)
-    outlines = footprints(place.graph, old, frozenset(removed)) + footprints(place.graph, new, frozenset(built))
+    before, old = _draw_date(place, 0, built)
+    after, new = _draw_date(place, 1, removed, shift)
+    outlines = footprints(place.graph, old, removed) + footprints(place.graph, new, built)
     image = Image.new("L", (config.size, config.size), 0)
     draw = ImageDraw.Draw(image)
     half = config.size / 2.0
     for outline in outlines:
         draw.polygon([(x / place.gsd_m + half, y / place.gsd_m + half) for x, y in outline], fill=1)
     return ScenePair(before, after, np.array(image))
+
+
+def _changes(place: _Place, dice: Dice) -> tuple[frozenset[int], frozenset[int]]:
+    """Groups of structures built, and groups removed, between the two dates."""
+    unchanged, growth = dice.chance(1.0 / 7.0), dice.between(0.2, 0.8)
+    thrown = [(dice.unit(), dice.chance(growth)) for _ in range(place.graph.groups)]
+    probability = place.config.change_probability
+    if unchanged or probability == 0.0:
+        return frozenset(), frozenset()
+    reach = 0.5 * place.config.size * place.gsd_m
+    visible = {t.group for t in place.graph.things if t.group and abs(t.x) < reach and abs(t.y) < reach}
+    # The likeliest structure in sight changes in any case: a pair is there to show a change.
+    surest = min(visible, key=lambda group: thrown[group - 1][0], default=0)
+    chosen = {i + 1: is_new for i, (mark, is_new) in enumerate(thrown) if mark < probability or i + 1 == surest}
+    return (
+        frozenset(group for group, is_new in chosen.items() if is_new),
+        frozenset(group for group, is_new in chosen.items() if not is_new),
+    )
 
 
 def radar_intensity(seed: int, index: int, config: SceneConfig) -> Floats:
@@ -150,9 +162,7 @@ def _samples(size: int) -> int:
     return 4 if size <= 192 else 3 if size <= 640 else 2
 
 
-def _date_canvas(
-    place: _Place, date: int, absent: frozenset[int], shift: Point
-) -> tuple[Canvas, Style, list[Drawn]]:
+def _date_canvas(place: _Place, date: int, absent: frozenset[int], shift: Point) -> tuple[Canvas, Style, list[Drawn]]:
     dice = Dice(place.seed, place.index, Stream.DATE + date)
     style = draw_style(place.land, dice, place.config.season)
     base = surface_paint(style, "grass", 0.5, 0.0)
@@ -161,15 +171,16 @@ def _date_canvas(
     return canvas, style, drawn
 
 
-def _ground(place: _Place, shift: Point) -> Ground:
+def _ground(place: _Place, raster: Raster, shift: Point) -> Ground:
     rng = generator(place.seed, place.index, Stream.GROUND)
-    return draw_ground(rng, place.config.size, place.gsd_m, place.land.crown_m, shift)
+    crown_m = place.land.crown_m if raster.holds(Material.CANOPY) else None
+    return draw_ground(rng, place.config.size, place.gsd_m, crown_m, shift)
 
 
 def _intensity(place: _Place, canvas: Canvas, raster: Raster, date: int, shift: Point) -> Floats:
     look = draw_look(Dice(place.seed, place.index, Stream.RADAR + date))
     rng = generator(place.seed, place.index, Stream.SPECKLE + date)
-    mean = backscatter(canvas, raster, _ground(place, shift), look)
+    mean = backscatter(canvas, raster, _ground(place, raster, shift), look)
     return mean * speckle(place.config.size, place.config.looks, rng)
 
 
@@ -184,7 +195,7 @@ def _draw_date(
         image = quantise(_intensity(place, canvas, raster, date, shift))
     else:
         rng = generator(place.seed, place.index, Stream.SENSOR + date)
-        image = render_optical(canvas, raster, style, _ground(place, shift), rng)
+        image = render_optical(canvas, raster, style, _ground(place, raster, shift), rng)
     instances: list[Instance] = []
     cut_off: set[str] = set()
     x0, y0, scale = config.size / 2.0 + shift[0], config.size / 2.0 + shift[1], 1.0 / place.gsd_m

@@ -16,9 +16,10 @@ from typing import Any
 
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
 from vitp.config import Config
+from vitp.datasets.folder import LabelledConfig
 from vitp.datasets.masks import MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig as CropConfig
-from vitp.demo.scenes import SceneConfig, write_dataset
+from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
 from vitp.export import ExportResult, export
 from vitp.finetune import FinetuneConfig, FinetuneResult, finetune
 from vitp.instruction.source import AugmentConfig, SourceConfig
@@ -32,7 +33,7 @@ from vitp.pretrain import (
     WarmStartConfig,
     pretrain,
 )
-from vitp.probe import ProbeConfig, ProbeData, ProbeResult, probe
+from vitp.probe import ProbeConfig, ProbeResult, probe
 from vitp.progress import Console
 from vitp.train.checkpoint import write_json
 from vitp.train.loop import prepare_output
@@ -50,7 +51,7 @@ class DemoConfig(Config):
     seed: int = 0
     size: int = 96
     train_scenes: int = 3000
-    probe_scenes: int = 400  # labelled with their theme, half to train the probe on
+    probe_scenes: int = 560  # labelled with their theme, half to train the probe on
     test_scenes: int = 200
     labelled_scenes: int = 24  # few-shot segmentation
     steps: int = 420
@@ -71,7 +72,7 @@ def for_minutes(minutes: float, seed: int) -> DemoConfig:
             "train_scenes": max(64, round(base.train_scenes * min(1.0, share * 1.5))),
             "finetune_steps": max(6, round(base.finetune_steps * min(1.0, share * 1.5))),
             "test_scenes": max(24, round(base.test_scenes * min(1.0, share * 2))),
-            "probe_scenes": max(80, round(base.probe_scenes * min(1.0, share * 2))),
+            "probe_scenes": max(8 * len(THEMES), round(base.probe_scenes * min(1.0, share * 2))),
         }
     )
 
@@ -168,6 +169,7 @@ def finetune_config(config: DemoConfig, labelled: Path, backbone: Path, out: Pat
             root=labelled,
             images="*/images/*.png",
             masks="{above}/masks/{stem}.png",
+            classes=list(CLASSES),
             test_images="test/images/*.png",
             train=config.labelled_scenes,
             split_seed=seed,
@@ -175,14 +177,14 @@ def finetune_config(config: DemoConfig, labelled: Path, backbone: Path, out: Pat
     )
 
 
-def probe_config(labelled: Path, backbone: Path) -> ProbeConfig:
-    """Theme classification on frozen features."""
+def probe_config(config: DemoConfig, labelled: Path, backbone: Path) -> ProbeConfig:
+    """Theme classification on frozen features; a quarter of the pool is labelled, half of it is for testing."""
     return ProbeConfig(
         name="themes",
         backbone=backbone,
-        data=ProbeData(format="csv", root=labelled / "pool", labels=labelled / "pool" / "labels.csv"),
+        data=LabelledConfig(format="csv", root=labelled / "pool", labels=labelled / "pool" / "labels.csv"),
         label_seeds=(0, 1, 2),
-        labels_per_class=10,
+        labels_per_class=max(1, config.probe_scenes // (4 * len(THEMES))),
     )
 
 
@@ -274,7 +276,7 @@ def run_demo(
     save_backbone(files["scratch"], random_backbone(plain, config.seed), plain, {"name": "random weights"})
     probes = {}
     for arm in ARMS:
-        probes[arm] = timed("probe", lambda a=arm: probe(probe_config(out / "scenes" / "labelled", files[a])))
+        probes[arm] = timed("probe", lambda a=arm: probe(probe_config(config, out / "scenes" / "labelled", files[a])))
         console.say(f"linear probe, {TITLES[arm]}: {100 * statistics.fmean(probes[arm].linear):.1f} %")
     tuned: dict[str, list[FinetuneResult]] = {arm: [] for arm in ARMS}
     for s in config.finetune_seeds:

@@ -53,10 +53,12 @@ def backscatter(canvas: Canvas, raster: Raster, ground: Ground, look: Look) -> F
     mean = np.array(Image.fromarray(linear.take(every)).reduce(canvas.samples))
     texture = MATERIALS[material, 5].take(numbers)
     dx, dy = look.range_direction
-    crowned = (material == Material.CANOPY).astype(np.float32).take(numbers)
-    # The near side of a crown faces the sensor.
-    facing = (ground.crown_x * np.float32(-0.8 * dx) + ground.crown_y * np.float32(-0.8 * dy)) * crowned
-    mean *= np.exp(texture * (ground.mid * np.float32(0.6) + ground.fine) + facing)
+    exponent = texture * (ground.mid * np.float32(0.6) + ground.fine)
+    if ground.crowns is not None:
+        crowned = (material == Material.CANOPY).astype(np.float32).take(numbers)
+        # The near side of a crown faces the sensor.
+        exponent -= (ground.crowns.x * np.float32(0.8 * dx) + ground.crowns.y * np.float32(0.8 * dy)) * crowned
+    mean *= np.exp(exponent)
 
     reach = look.tan_incidence
     mean *= np.float32(1.0) - np.float32(0.96) * canvas.shade_map((dx * reach, dy * reach))

@@ -6,6 +6,7 @@ in the image centre), so that streets curve and neighbours keep their distances.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -103,7 +104,7 @@ class Site:
     def passes(self, plan: Sequence[Point], width: float) -> bool:
         """Whether a plan polyline of this width can cross the image (a circle round it, to be quick)."""
         limit = 1.4143 * self.half + width + self._amp
-        for (ua, va), (ub, vb) in zip(plan, plan[1:], strict=False):
+        for (ua, va), (ub, vb) in itertools.pairwise(plan):
             du, dv = ub - ua, vb - va
             share = min(1.0, max(0.0, -(ua * du + va * dv) / (du * du + dv * dv or 1.0)))
             if math.hypot(ua + share * du, va + share * dv) < limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,7 +19,7 @@ _FINEST_MARK_GSD = 1.0  # coarser than this, road markings melt into the asphalt
 def along(plan: Sequence[Point], step: float, start: float) -> Iterator[tuple[float, float, float]]:
     """Points every `step` metres along a polyline: (u, v, direction)."""
     left = start
-    for (u0, v0), (u1, v1) in zip(plan, plan[1:], strict=False):
+    for (u0, v0), (u1, v1) in itertools.pairwise(plan):
         length = math.hypot(u1 - u0, v1 - v0)
         if length == 0.0:
             continue
@@ -171,11 +172,13 @@ def street_grid(
                     zebra(site, u + minor / 2.0 + 4.0, v, width)
         if site.passes(line, width):
             _kerb_parking(site, v, width, parked, breaks)
-    for (v0, v1), us in zip(zip(rows, rows[1:], strict=False), columns, strict=True):
+    for (v0, v1), us in zip(itertools.pairwise(rows), columns, strict=True):
         for u in us:
             ends = [((u, v0), width / 2.0), ((u, v1), width / 2.0)]
-            road(site, ((u, v0), (u, v1)), minor, walk=walk, marked=dice.chance(0.5), traffic=traffic * 0.5, breaks=ends)
-        for u0, u1 in zip(us, us[1:], strict=False):
+            road(
+                site, ((u, v0), (u, v1)), minor, walk=walk, marked=dice.chance(0.5), traffic=traffic * 0.5, breaks=ends
+            )
+        for u0, u1 in itertools.pairwise(us):
             edge_u, edge_v = minor / 2.0 + walk, width / 2.0 + walk
             box = (u0 + edge_u, v0 + edge_v, u1 - edge_u, v1 - edge_v)
             if site.seen((u0 + u1) / 2.0, (v0 + v1) / 2.0, 0.75 * math.hypot(u1 - u0, v1 - v0)):

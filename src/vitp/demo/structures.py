@@ -41,7 +41,14 @@ def draw_building(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> lis
         main: Rect = (-half_l, -half_w, half_l, 0.05 * half_w)
         wing: Rect = (-half_l, -half_w, notch_x, half_w)
         parts = [main, wing]
-        outline = [(-half_l, -half_w), (half_l, -half_w), (half_l, main[3]), (notch_x, main[3]), (notch_x, half_w), (-half_l, half_w)]
+        outline = [
+            (-half_l, -half_w),
+            (half_l, -half_w),
+            (half_l, main[3]),
+            (notch_x, main[3]),
+            (notch_x, half_w),
+            (-half_l, half_w),
+        ]
     for part in parts:
         canvas.cast(pose.put(corners(part)), thing.height, metal=1.0)
     if variant == "ell":
@@ -62,7 +69,9 @@ def draw_building(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> lis
     return outline
 
 
-def _face(canvas: Canvas, style: Style, pose: Pose, points: Sequence[Point], rgb: Rgb, facing: Point, stripes: float) -> None:
+def _face(
+    canvas: Canvas, style: Style, pose: Pose, points: Sequence[Point], rgb: Rgb, facing: Point, stripes: float
+) -> None:
     """A roof face; its tile rows run along the eaves."""
     gx, gy = pose.facing(*facing)
     light = _lit(style, (gx, gy))
@@ -146,26 +155,33 @@ def _sheet_roof(canvas: Canvas, style: Style, thing: Thing, pose: Pose, rgb: Rgb
         colour = scaled(rgb, light)
         across = pose.angle + math.pi / 2.0
         paint = Paint(colour, scaled(colour, 0.9), Material.METAL, stripes=0.045, period_m=2.4, direction=across)
-        canvas.fill(pose.put(corners((-half_l, min(0.0, side * half_w), half_l, max(0.0, side * half_w)))), paint, BUILDING)
+        canvas.fill(
+            pose.put(corners((-half_l, min(0.0, side * half_w), half_l, max(0.0, side * half_w)))), paint, BUILDING
+        )
     lights = int(thing.length / 9.0)
     if thing.look[2] < 0.6:
-        glass = plain(mix(rgb, (206, 216, 220), 0.5), Material.METAL)
+        pane = plain(mix(rgb, (206, 216, 220), 0.5), Material.METAL)
         for i in range(lights):
             x = -half_l + (i + 0.5) * thing.length / lights
             for y in (-0.55 * half_w, 0.55 * half_w):
-                canvas.fill(pose.put(corners((x - 0.6, y - 0.22 * half_w, x + 0.6, y + 0.22 * half_w))), glass, BUILDING)
+                canvas.fill(pose.put(corners((x - 0.6, y - 0.22 * half_w, x + 0.6, y + 0.22 * half_w))), pane, BUILDING)
 
 
 def circle(radius: float, points: int) -> list[Point]:
     """A local circle as a polygon."""
-    return [(radius * math.cos(2.0 * math.pi * i / points), radius * math.sin(2.0 * math.pi * i / points)) for i in range(points)]
+    return [
+        (radius * math.cos(2.0 * math.pi * i / points), radius * math.sin(2.0 * math.pi * i / points))
+        for i in range(points)
+    ]
 
 
 def draw_tank(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> list[Point]:
     """Draw a storage tank: cone or dome roofs are shaded round, floating roofs lie inside a rim."""
     radius = thing.length / 2.0
     tones: tuple[Rgb, ...] = ((214, 212, 204), (190, 190, 186), (168, 160, 146), (150, 98, 74), (120, 134, 126))
-    group_tone = tones[int(thing.look[0] * 0.999 * len(tones)) if thing.look[1] > 0.75 else int(style.land.lushness * 2.99)]
+    group_tone = tones[
+        int(thing.look[0] * 0.999 * len(tones)) if thing.look[1] > 0.75 else int(style.land.lushness * 2.99)
+    ]
     rgb = mix(group_tone, SNOW, 0.3 * style.snow)
     outline = circle(radius, 24)
     ground = pose.put(outline)
@@ -197,7 +213,12 @@ def draw_tank(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> list[Po
 
 
 _COURT_TONES: dict[str, tuple[tuple[Rgb, Rgb], ...]] = {
-    "tennis": (((62, 104, 140), (78, 116, 84)), ((166, 92, 64), (158, 86, 60)), ((70, 112, 80), (150, 84, 66)), ((66, 92, 130), (60, 86, 120))),
+    "tennis": (
+        ((62, 104, 140), (78, 116, 84)),
+        ((166, 92, 64), (158, 86, 60)),
+        ((70, 112, 80), (150, 84, 66)),
+        ((66, 92, 130), (60, 86, 120)),
+    ),
     "basketball": (((150, 86, 66), (88, 116, 96)), ((112, 112, 112), (104, 104, 104)), ((70, 100, 132), (150, 96, 70))),
     "volleyball": (((206, 186, 144), (200, 180, 140)), ((176, 120, 72), (84, 120, 108))),
 }
@@ -266,14 +287,17 @@ def draw_tree(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> None:
     paint = surface_paint(style, "canopy", thing.look[0], 0.0)._replace(material=Material.CROP, decibel=4.5)
     bumpy = [r * (0.86 + 0.28 * thing.look[i % 6]) for i, r in enumerate([radius] * 9)]
     ground = [
-        (thing.x + r * math.cos(0.698 * i + pose.angle), thing.y + r * math.sin(0.698 * i + pose.angle)) for i, r in enumerate(bumpy)
+        (thing.x + r * math.cos(0.698 * i + pose.angle), thing.y + r * math.sin(0.698 * i + pose.angle))
+        for i, r in enumerate(bumpy)
     ]
-    canvas.cast(ground, thing.height)
+    canvas.cast(ground, thing.height, copies=3)
     canvas.fill(ground, paint._replace(rgb=scaled(paint.rgb, 0.74), rgb2=scaled(paint.rgb2, 0.8)), FOREST)
     sx, sy = style.to_sun
     for reach, size, light in ((0.16, 0.74, 1.0), (0.34, 0.4, 1.22)):
         x, y = thing.x + sx * radius * reach, thing.y + sy * radius * reach
-        canvas.disc(x, y, radius * size, paint._replace(rgb=scaled(paint.rgb, light), rgb2=scaled(paint.rgb2, light)), FOREST)
+        canvas.disc(
+            x, y, radius * size, paint._replace(rgb=scaled(paint.rgb, light), rgb2=scaled(paint.rgb2, light)), FOREST
+        )
 
 
 _BOXES: tuple[Rgb, ...] = ((150, 66, 54), (62, 92, 132), (96, 120, 86), (178, 122, 66), (150, 148, 142), (108, 74, 66))
@@ -295,7 +319,7 @@ def draw_extra(canvas: Canvas, style: Style, thing: Thing, pose: Pose) -> None:
         rgb = _BOXES[int(thing.look[0] * 4.0)]
         for y in (-half_w, half_w):
             bar = corners((-half_l * 0.7, y - 0.6, half_l, y + 0.6))
-            canvas.cast(pose.put(bar), thing.height, floating=True)
+            canvas.cast(pose.put(bar), thing.height, copies=1)
             canvas.fill(pose.put(bar), plain(rgb, Material.METAL, 5.0), BACKGROUND)
         for x in (-half_l * 0.7, 0.1 * half_l):
             bar = corners((x - 0.7, -half_w, x + 0.7, half_w))

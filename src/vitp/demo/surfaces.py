@@ -69,13 +69,17 @@ def surface_paint(style: Style, surface: Surface, look: float, direction: float)
         return _snowed(_crop(style, look, direction), 0.6 * style.snow)
     if surface in ("grass", "lawn"):
         rgb = scaled(style.grass, drift)
-        return _snowed(Paint(rgb, mix(rgb, style.grass2, 0.25 if surface == "lawn" else 1.0), Material.GRASS), style.snow)
+        return _snowed(
+            Paint(rgb, mix(rgb, style.grass2, 0.25 if surface == "lawn" else 1.0), Material.GRASS), style.snow
+        )
     if surface == "canopy":
         a, b = style.trees
         rgb = scaled(mix(a, b, 0.5 * look), drift)
         return _snowed(Paint(rgb, mix(rgb, b, 0.8), Material.CANOPY), 0.3 * style.snow)
     if surface in ("soil", "gravel", "track", "tramline"):
-        rgb = land.track if surface == "track" else mix(land.soil, (164, 160, 154), 0.55 if surface == "gravel" else 0.0)
+        rgb = (
+            land.track if surface == "track" else mix(land.soil, (164, 160, 154), 0.55 if surface == "gravel" else 0.0)
+        )
         rgb = scaled(rgb, drift)
         return _snowed(Paint(rgb, mix(rgb, style.grass2, 0.3), Material.SOIL), 0.8 * style.snow)
     if surface == "sand":
@@ -104,6 +108,8 @@ def _paving(style: Style, surface: Surface, drift: float) -> Paint:
         return plain(scaled(land.asphalt, 0.72), Material.PAVED)
     if surface == "deck":
         return plain(mix((150, 130, 106), land.concrete, 0.5 * drift), Material.PAVED, decibel=5.0)
-    rgb = {"asphalt": land.asphalt, "sidewalk": mix(land.asphalt, land.concrete, 0.65), "concrete": land.concrete}[surface]
+    rgb = {"asphalt": land.asphalt, "sidewalk": mix(land.asphalt, land.concrete, 0.65), "concrete": land.concrete}[
+        surface
+    ]
     rgb = scaled(rgb, 0.5 + 0.5 * drift)
     return Paint(rgb, mix(rgb, land.soil, 0.12), Material.PAVED)

@@ -23,19 +23,25 @@ Floats = NDArray[np.float32]
 
 _TILE = 512  # side of the crown tile, pixels
 _CROWN = 11.0  # mean crown spacing in the tile, pixels
-_TILE_KEY = 20250923  # any constant: the tile is one fixed texture, turned and scaled for every scene
+_TILE_KEY = 20250923  # any constant: the tile is one fixed texture, moved and scaled for every scene
+
+
+class Crowns(NamedTuple):
+    """A carpet of tree crowns, each channel [H, W]."""
+
+    height: Floats  # 0 in the gaps, 1 at the top
+    x: Floats  # outward direction of the crown surface
+    y: Floats
+    tint: Floats  # -1..1, one value a tree
 
 
 class Ground(NamedTuple):
-    """Noise of the land, the same on every date: unit-variance octaves [H, W] and tree crowns."""
+    """Noise of the land, the same on every date: unit-variance octaves [H, W], and tree crowns where there is forest."""
 
     coarse: Floats  # 90 to 13 m
     mid: Floats  # about 6 m
     fine: Floats  # about 1.5 pixels
-    crown_height: Floats  # 0 in the gaps, 1 at the top
-    crown_x: Floats  # outward direction of the crown surface
-    crown_y: Floats
-    crown_tint: Floats  # -1..1, one value a tree
+    crowns: Crowns | None
 
 
 def _octave(rng: np.random.Generator, size: int, cell_px: float, shift: Point) -> Floats:
@@ -78,9 +84,8 @@ def _crown_tile() -> Image.Image:
     return Image.fromarray(np.clip(scaled * 255.0, 0.0, 255.0).astype(np.uint8), mode="CMYK")
 
 
-def _crowns(rng: np.random.Generator, size: int, crown_px: float, shift: Point) -> tuple[Floats, Floats, Floats, Floats]:
-    """Crown channels [size, size] each, crowns about `crown_px` across, placed, mirrored and turned at random."""
-    mirror_x, mirror_y, turned = (bool(b) for b in rng.integers(0, 2, 3))
+def _crowns(rng: np.random.Generator, size: int, crown_px: float, shift: Point) -> Crowns:
+    """Crown channels [size, size] each, crowns about `crown_px` across, placed at random."""
     start = rng.random(2) * _TILE
     tile = _crown_tile()
     span = size * _CROWN / crown_px
@@ -99,17 +104,11 @@ def _crowns(rng: np.random.Generator, size: int, crown_px: float, shift: Point) 
     channels = piece.astype(np.float32) * np.float32(1.0 / 255.0)
     height, nx, ny, tint = (channels[..., i] for i in range(4))
     nx, ny = nx * 2.0 - 1.0, ny * 2.0 - 1.0
-    if shift == (0.0, 0.0) and turned:
-        height, nx, ny, tint = height.T, ny.T, nx.T, tint.T
-    if shift == (0.0, 0.0) and mirror_x:
-        height, nx, ny, tint = height[:, ::-1], -nx[:, ::-1], ny[:, ::-1], tint[:, ::-1]
-    if shift == (0.0, 0.0) and mirror_y:
-        height, nx, ny, tint = height[::-1], nx[::-1], -ny[::-1], tint[::-1]
-    return height, nx, ny, tint * 2.0 - 1.0
+    return Crowns(height, nx, ny, tint * 2.0 - 1.0)
 
 
-def draw_ground(rng: np.random.Generator, size: int, gsd_m: float, crown_m: float, shift: Point) -> Ground:
-    """The noise of one piece of land; `shift` moves it with a misregistered date."""
+def draw_ground(rng: np.random.Generator, size: int, gsd_m: float, crown_m: float | None, shift: Point) -> Ground:
+    """The noise of one piece of land; `crown_m` None leaves the crowns out, `shift` moves a misregistered date."""
     quarter = -(-size // 4)  # the slow octaves need few points
     scale = quarter / size
     part = (shift[0] * scale, shift[1] * scale)
@@ -119,7 +118,9 @@ def draw_ground(rng: np.random.Generator, size: int, gsd_m: float, crown_m: floa
     coarse: Floats = np.asarray(Image.fromarray(slow).resize((size, size), Image.Resampling.BICUBIC))
     mid = _octave(rng, size, max(4.5 / gsd_m, 2.5), shift)
     fine = _octave(rng, size, 1.5, shift)
-    return Ground(coarse, mid, fine, *_crowns(rng, size, max(crown_m / gsd_m, 3.2), shift))
+    # Crowns come last: leaving them out changes nothing else.
+    crowns = None if crown_m is None else _crowns(rng, size, max(crown_m / gsd_m, 3.2), shift)
+    return Ground(coarse, mid, fine, crowns)
 
 
 def _stripes(table: Floats, numbers: NDArray[np.int32], ground: Ground) -> Floats | None:
@@ -136,12 +137,12 @@ def _stripes(table: Floats, numbers: NDArray[np.int32], ground: Ground) -> Float
     return phase
 
 
-def _crown_light(style: Style, ground: Ground) -> Floats:
+def _crown_light(style: Style, crowns: Crowns) -> Floats:
     """Relative brightness of a closed canopy [H, W]: lit and dark sides of each crown, dark gaps."""
     sx, sy = style.to_sun
-    light = ground.crown_x * np.float32(0.46 * sx) + ground.crown_y * np.float32(0.46 * sy)
-    light += ground.crown_height * np.float32(0.72)
-    light += ground.crown_tint * np.float32(0.13)
+    light = crowns.x * np.float32(0.46 * sx) + crowns.y * np.float32(0.46 * sy)
+    light += crowns.height * np.float32(0.72)
+    light += crowns.tint * np.float32(0.13)
     light -= np.float32(0.47)
     return light
 
@@ -171,22 +172,24 @@ def render_optical(
     if stripes is not None:
         light += stripes
     crowned = table[:, board.MATERIAL] == Material.CANOPY
-    if crowned.any():
-        light += crowned.astype(np.float32).take(numbers) * _crown_light(style, ground)
+    if ground.crowns is not None:
+        light += crowned.astype(np.float32).take(numbers) * _crown_light(style, ground.crowns)
     light += np.float32(1.0)
     shade = canvas.shade_map((-style.to_sun[0] * style.shadow_per_m, -style.to_sun[1] * style.shadow_per_m))
     # Skylight is blue: shadows keep more of it.
     image *= light[..., None]
-    image *= np.float32(1.0) - shade[..., None] * (np.float32(style.shade) * np.array((1.04, 1.0, 0.9), dtype=np.float32))
+    image *= np.float32(1.0) - shade[..., None] * (
+        np.float32(style.shade) * np.array((1.04, 1.0, 0.9), dtype=np.float32)
+    )
     return _sensor(image, style, rng, size)
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, int, int], deviation: float) -> Floats:
-    """Bell-shaped noise: the sum of four random bytes a value, several times faster to draw than normal numbers."""
-    raw = np.frombuffer(rng.bytes(4 * shape[0] * shape[1] * shape[2]), dtype=np.uint8).reshape(4, *shape)
-    total = (raw[0].astype(np.uint16) + raw[1] + raw[2] + raw[3]).astype(np.float32)
-    total -= np.float32(510.0)
-    total *= np.float32(deviation / math.sqrt(4.0 * (256.0**2 - 1.0) / 12.0))
+    """Noise of triangular density: the sum of two random bytes a value, many times faster to draw than normal numbers."""
+    raw = np.frombuffer(rng.bytes(2 * shape[0] * shape[1] * shape[2]), dtype=np.uint8).reshape(2, *shape)
+    total: Floats = np.add(raw[0], raw[1], dtype=np.float32)
+    total -= np.float32(255.0)
+    total *= np.float32(deviation / math.sqrt((256.0**2 - 1.0) / 6.0))
     return total
 
 
@@ -204,8 +207,7 @@ def _sensor(image: Floats, style: Style, rng: np.random.Generator, size: int) ->
         side = 0.5 * (1.0 - math.exp(-tone.blur_px))
         kernel = np.outer((side, 1.0, side), (side, 1.0, side)).ravel()
         seen = seen.filter(ImageFilter.Kernel((3, 3), kernel.tolist(), float(kernel.sum())))
-    noise = _grain(rng, (size, size, 3), tone.noise * 0.6)
-    noise += _grain(rng, (size, size, 1), tone.noise * 0.7)
+    noise = _grain(rng, (size, size, 3), tone.noise)
     noise += np.asarray(seen)
     np.rint(noise, out=noise)
     np.clip(noise, 0.0, 255.0, out=noise)

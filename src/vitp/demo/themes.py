@@ -11,7 +11,6 @@ from vitp.demo.themes_built import airport, highway, industrial, parking, reside
 from vitp.demo.themes_open import farmland, forest, lakeside
 from vitp.demo.themes_water import coast, port, river
 
-
 _ATTEMPTS = 5
 
 
@@ -55,7 +54,7 @@ THEMES: tuple[str, ...] = tuple(_THEMES)
 def draw_gsd(theme: str, size: int, dice: Dice) -> float:
     """A ground sampling distance in metres that suits the theme and the image size."""
     spec = _THEMES[theme]
-    gsd = spec.finest_gsd_m * (spec.coarsest_gsd_m / spec.finest_gsd_m) ** dice.unit()
+    gsd: float = spec.finest_gsd_m * (spec.coarsest_gsd_m / spec.finest_gsd_m) ** dice.unit()
     return max(gsd, spec.least_extent_m / size)
 
 

@@ -201,8 +201,11 @@ def _stands(site: Site) -> None:
     dice = site.dice
     reach = site.reach
     variant, length, span_ratio = dice.weighted(
-        ((("jet", dice.between(32.0, 42.0), 0.92), 0.6), (("jet4", dice.between(48.0, 62.0), 0.94), 0.15),
-         (("regional", dice.between(19.0, 27.0), 0.9), 0.25))
+        (
+            (("jet", dice.between(32.0, 42.0), 0.92), 0.6),
+            (("jet4", dice.between(48.0, 62.0), 0.94), 0.15),
+            (("regional", dice.between(19.0, 27.0), 0.9), 0.25),
+        )
     )
     span = length * span_ratio
     face = -length * dice.between(0.4, 0.9)  # where the terminal ends
@@ -215,7 +218,9 @@ def _stands(site: Site) -> None:
         wide = dice.between(60.0, 130.0)
         height = dice.between(9.0, 16.0)
         shape = dice.pick(("flat", "metal", "flat"))
-        site.thing("building", shape, u + wide / 2.0, face - depth / 2.0, (wide - 3.0, depth, height), group=site.group())
+        site.thing(
+            "building", shape, u + wide / 2.0, face - depth / 2.0, (wide - 3.0, depth, height), group=site.group()
+        )
         u += wide
     lane = face + length + 22.0
     site.band(MARKS, "mark_yellow", ROAD, ((-reach, lane), (reach, lane)), max(0.4, 0.55 * site.gsd_m))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from vitp.demo import blocks
 from vitp.demo.classes import BACKGROUND, FIELD, FOREST, ROAD, WATER
 from vitp.demo.site import BASE, COVER, MARKS, ROADWAY, SHORE, WOODS, Point, Site
 from vitp.demo.streets import Box, along, grove, hedge, road, scatter_trees, tree, vehicle
+from vitp.demo.surfaces import Surface
 
 
 def farmland(site: Site) -> None:
@@ -19,7 +21,7 @@ def farmland(site: Site) -> None:
     split = dice.between(-0.3, 0.3) * site.half
     up = dice.pick((-1.0, 1.0))
     end = main + up * reach * 2.0
-    surface = dice.pick(("track", "asphalt"))
+    surface: Surface = dice.pick(("track", "asphalt"))
     site.band(ROADWAY, surface, ROAD, ((split, main), (split, end)), 4.0)
     margin = 5.0
     low, high = -2.0 * reach, 2.0 * reach
@@ -70,7 +72,12 @@ def _parcel(site: Site, box: Box) -> None:
     u0, v0, u1, v1 = box
     wide, deep = u1 - u0, v1 - v0
     lean = dice.between(-0.08, 0.08) * wide if deep > wide * 0.5 else 0.0
-    outline = ((u0 + max(lean, 0.0), v0), (u1 + min(lean, 0.0), v0), (u1 - max(lean, 0.0), v1), (u0 - min(lean, 0.0), v1))
+    outline = (
+        (u0 + max(lean, 0.0), v0),
+        (u1 + min(lean, 0.0), v0),
+        (u1 - max(lean, 0.0), v1),
+        (u0 - min(lean, 0.0), v1),
+    )
     use = dice.weighted((("crop", 0.74), ("meadow", 0.13), ("wood", 0.07), ("pivot", 0.06)))
     direction = (0.0 if wide > deep else math.pi / 2.0) + dice.between(-0.12, 0.12)
     if dice.chance(0.2):
@@ -205,7 +212,11 @@ def boats(site: Site, count: int, longest: float) -> None:
             return
         length = dice.between(0.35, 1.0) * longest
         u, v = dice.between(-1.0, 1.0) * site.half, dice.between(-1.0, 1.0) * site.half
-        if site.wet(u, v) > 0.62 * length + 2.0 and site.off_road(u, v, length) and all(math.hypot(u - a, v - b) > 0.7 * (length + s) + 3.0 for a, b, s in taken):
+        if (
+            site.wet(u, v) > 0.62 * length + 2.0
+            and site.off_road(u, v, length)
+            and all(math.hypot(u - a, v - b) > 0.7 * (length + s) + 3.0 for a, b, s in taken)
+        ):
             taken.append((u, v, length))
             ship(site, u, v, length, dice.between(-math.pi, math.pi), moving=dice.chance(0.45))
 
@@ -219,7 +230,9 @@ def ship(site: Site, u: float, v: float, length: float, turn: float, moving: boo
         variant, ratio = dice.pick(("fishing", "barge", "tug")), dice.between(0.2, 0.26)
     else:
         variant, ratio = dice.pick(("cargo", "tanker", "container")), dice.between(0.135, 0.17)
-    site.thing("ship", variant + ("+" if moving else ""), u, v, (length, length * ratio, 2.0 + 0.07 * length), turn, 0.85)
+    site.thing(
+        "ship", variant + ("+" if moving else ""), u, v, (length, length * ratio, 2.0 + 0.07 * length), turn, 0.85
+    )
 
 
 def lakeside(site: Site) -> None:
@@ -234,10 +247,10 @@ def lakeside(site: Site) -> None:
     lake(site, u, v, radius)
     side = dice.pick((-1.0, 1.0))
     lane = v + side * (radius * 1.35 + 6.0)
-    surface = dice.pick(("asphalt", "track"))
+    surface: Surface = dice.pick(("asphalt", "track"))
     bow = [(site.reach * (i / 8.0 - 1.0), lane + side * radius * 0.3 * abs(i / 8.0 - 1.0) ** 2) for i in range(17)]
     site.band(ROADWAY, surface, ROAD, bow, 5.0)
-    site.corridors += [(a, b, 3.0) for a, b in zip(bow, bow[1:], strict=False)]
+    site.corridors += [(a, b, 3.0) for a, b in itertools.pairwise(bow)]
     for a, b, direction in along(bow, 45.0, dice.between(0.0, 45.0)):
         vehicle(site, a, b, direction, 0.3)
     for _ in range(dice.whole(1, 4)):
@@ -257,7 +270,10 @@ def _cabin(site: Site, u: float, v: float, radius: float) -> None:
     cu, cv = u + r * math.cos(a), v + r * math.sin(a)
     site.thing("building", "gable", cu, cv, (dice.between(8.0, 11.0), 7.0, 5.0), a, group=site.group())
     inner = r - 24.0 if r > 40.0 else r * 0.55
-    jetty = ((u + (r - 6.0) * math.cos(a), v + (r - 6.0) * math.sin(a)), (u + inner * math.cos(a), v + inner * math.sin(a)))
+    jetty = (
+        (u + (r - 6.0) * math.cos(a), v + (r - 6.0) * math.sin(a)),
+        (u + inner * math.cos(a), v + inner * math.sin(a)),
+    )
     site.band(BASE, "deck", ROAD, jetty, 2.0)
 
 

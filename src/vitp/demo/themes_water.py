@@ -66,7 +66,9 @@ def _traffic_afloat(site: Site, line: Curve, breadth: Curve, width: float) -> No
         side = dice.pick((-1.0, 1.0))
         v = line(u) + side * 0.16 * breadth(u)
         slope = math.atan((line(u + 1.0) - line(u - 1.0)) / 2.0)
-        afloat = all(site.wet(u + s * length, line(u + s * length) + v - line(u)) > 0.2 * length + 1.5 for s in (-0.5, 0.0, 0.5))
+        afloat = all(
+            site.wet(u + s * length, line(u + s * length) + v - line(u)) > 0.2 * length + 1.5 for s in (-0.5, 0.0, 0.5)
+        )
         if length > 6.0 and afloat and site.off_road(u, v, 1.6 * length) and dice.chance(0.75):
             ship(site, u, v, length, slope + (0.0 if side > 0 else math.pi), moving=dice.chance(0.75))
         u += length * 2.2 + dice.between(8.0, 50.0)
@@ -129,9 +131,7 @@ def _surf(site: Site, points: list[float], line: Curve, phase: float) -> None:
 def _keep_off(site: Site, u: float, far: float) -> None:
     """Ships keep ten metres from a pier that reaches out to `far`."""
     open_sea = list(site.water)
-    site.water[:] = [
-        lambda a, b: min(max(body(a, b) for body in open_sea), max(abs(a - u) - 10.0, b - far - 10.0))
-    ]
+    site.water[:] = [lambda a, b: min(max(body(a, b) for body in open_sea), max(abs(a - u) - 10.0, b - far - 10.0))]
 
 
 def _behind_beach(site: Site, v: float) -> None:
@@ -190,7 +190,13 @@ def port(site: Site) -> None:
     else:
         _berths(site, edge)
     for _ in range(dice.whole(3, 8)):
-        vehicle(site, dice.between(-1.0, 1.0) * site.half, edge - dice.between(3.0, depth - 2.0), dice.pick((0.0, 1.57)), 0.6)
+        vehicle(
+            site,
+            dice.between(-1.0, 1.0) * site.half,
+            edge - dice.between(3.0, depth - 2.0),
+            dice.pick((0.0, 1.57)),
+            0.6,
+        )
 
 
 def _berths(site: Site, edge: float) -> None:

@@ -10,13 +10,17 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms.v2 import functional as images_functional
 
 from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
+from vitp.config import Config
 from vitp.datasets.masks import MaskFolder
 from vitp.datasets.transforms import AugmentConfig, augment
 from vitp.errors import CheckpointError
@@ -28,6 +32,13 @@ from vitp.train.loop import StepBatch
 from vitp.train.optim import ParameterGroup
 
 _WINDOWS_AT_ONCE = 8
+
+
+class InferenceConfig(Config):
+    """How a whole image is predicted; kept with the weights."""
+
+    scale: float = Field(default=1.0, gt=0)  # zoom before the model; set it to the middle of the training crops' zoom
+    window: int | None = Field(default=None, ge=8)  # side of windows whose logits are averaged; None: all at once
 
 
 class Segmenter(nn.Module):
@@ -203,64 +214,73 @@ def _starts(length: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def predict_logits(model: Segmenter, image: Tensor, window: int | None = None) -> Tensor:
-    """Logits [K, H, W] of one image uint8 [3, H, W].
+def predict_logits(model: Segmenter, image: Tensor, inference: InferenceConfig = InferenceConfig()) -> Tensor:
+    """Logits [K, H, W] of one image uint8 [3, H, W] (any device); `model` is in eval mode."""
+    image = image.to(next(model.parameters()).device)
+    height, width = image.shape[-2:]
+    if inference.scale != 1.0:
+        size = [max(1, round(height * inference.scale)), max(1, round(width * inference.scale))]
+        image = images_functional.resize(image, size, antialias=True)
+    if inference.window is None:
+        logits = model(image[None])[0].float()
+    else:
+        logits = _windowed_logits(model, image, inference.window)
+    if logits.shape[-2:] != (height, width):
+        logits = functional.interpolate(logits[None], (height, width), mode="bilinear", antialias=True)[0]
+    return cast(Tensor, logits)
 
-    Args:
-        model: in eval mode.
-        image: on any device.
-        window: side of the windows whose logits are averaged; None sends the whole image through at once.
-    """
-    device = next(model.parameters()).device
-    if window is None:
-        whole: Tensor = model(image[None].to(device))[0]
-        return whole.float()
+
+def _windowed_logits(model: Segmenter, image: Tensor, window: int) -> Tensor:
     height, width = image.shape[-2:]
     corners = [(y, x) for y in _starts(height, window) for x in _starts(width, window)]
-    total = torch.zeros(len(model.classes), height, width, device=device)
-    count = torch.zeros(height, width, device=device)
+    total = torch.zeros(len(model.classes), height, width, device=image.device)
+    count = torch.zeros(height, width, device=image.device)
     for first in range(0, len(corners), _WINDOWS_AT_ONCE):
         some = corners[first : first + _WINDOWS_AT_ONCE]
-        batch = torch.stack([image[:, y : y + window, x : x + window] for y, x in some]).to(device)
+        batch = torch.stack([image[:, y : y + window, x : x + window] for y, x in some])
         for (y, x), logits in zip(some, model(batch).float(), strict=True):
             total[:, y : y + window, x : x + window] += logits
             count[y : y + window, x : x + window] += 1
     return total / count
 
 
-def predict_masks(model: Segmenter, images: Iterable[Tensor], window: int | None = None) -> Iterator[Tensor]:
+def predict_masks(
+    model: Segmenter, images: Iterable[Tensor], inference: InferenceConfig = InferenceConfig()
+) -> Iterator[Tensor]:
     """Class ids uint8 [H, W], on the CPU, of each image uint8 [3, H, W]; the model is put into eval mode."""
     model.eval()
     for image in images:
-        yield predict_logits(model, image, window).argmax(0).to(torch.uint8).cpu()
+        yield predict_logits(model, image, inference).argmax(0).to(torch.uint8).cpu()
 
 
-def score_masks(model: Segmenter, data: MaskFolder, indices: Sequence[int], window: int | None) -> SegmentationMetric:
+def score_masks(
+    model: Segmenter, data: MaskFolder, indices: Sequence[int], inference: InferenceConfig = InferenceConfig()
+) -> SegmentationMetric:
     """Predict the given images at their own size and count against their masks; see `SegmentationMetric.scores`."""
     metric = SegmentationMetric(data.classes, background=data.config.background)
     for index in indices:
         image, mask = data.read(index)
-        metric.update(next(predict_masks(model, [image], window)), mask)
+        metric.update(next(predict_masks(model, [image], inference)), mask)
     return metric
 
 
 # -------------------------------------------------------------------------------------------------------------- on disk
 
 
-def save_segmenter(path: Path, model: Segmenter, window: int | None) -> None:
+def save_segmenter(path: Path, model: Segmenter, inference: InferenceConfig) -> None:
     """Write weights, classes and backbone description to one .safetensors file, atomically."""
     about = {
         "segmenter": model.backbone.config.model_dump(mode="json"),
         "classes": list(model.classes),
-        "window": window,
+        "inference": inference.model_dump(mode="json"),
     }
     tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
     metadata = {METADATA: json.dumps(about), "format": "pt"}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def load_segmenter(path: Path | str) -> tuple[Segmenter, int | None]:
-    """A segmenter in eval mode and the window it predicts with.
+def load_segmenter(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
+    """A segmenter in eval mode and how it predicts.
 
     Args:
         path: a run's folder, or the model.safetensors in it.
@@ -278,4 +298,4 @@ def load_segmenter(path: Path | str) -> tuple[Segmenter, int | None]:
     config = BackboneConfig.model_validate(about["segmenter"])
     model = build_segmenter(random_backbone(config, seed=0), about["classes"], seed=0)
     load_model(model, load_tensors(file), file)
-    return model.eval(), about["window"]
+    return model.eval(), InferenceConfig.model_validate(about["inference"])
