@@ -15,6 +15,9 @@ from vitp.config import load
 from vitp.datasets.folder import few_shot, label_images, read_class_folders, read_label_list, split_stratified
 from vitp.datasets.masks import MaskFolder, MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig, augment
+from vitp.demo.classes import CLASSES
+from vitp.demo.dataset import write_dataset
+from vitp.demo.scenes import SceneConfig
 from vitp.errors import ConfigError, DataError
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -72,6 +75,15 @@ def test_palette_masks_give_indices_not_colours(tmp_path: Path) -> None:
     report = data.check()
     both = sum(data.read_mask(i).numel() for i in [*data.train, *data.test])
     assert sum(report.train.values()) + sum(report.test.values()) == both
+
+
+def test_the_projects_own_scenes_are_read_as_they_are_written(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 4, 0, SceneConfig(size=64))
+    data = MaskFolder(MaskFolderConfig(root=tmp_path, images="images/*", masks="masks/{stem}.png"))
+    assert data.classes == CLASSES
+    report = data.check()
+    assert sum(report.train.values()) + sum(report.test.values()) == 4 * 64 * 64
+    assert all(file.is_file() for file, _, _ in read_label_list(tmp_path / "labels.csv", tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "LA"])

@@ -104,11 +104,11 @@ def flats(site: Site, box: Box) -> None:
             cu, cv = u0 + wide * (i + 0.5) / columns, v0 + deep * (j + 0.5) / rows
             length = min(wide / columns - 5.0, 58.0) if plan == "slabs" else dice.between(18.0, 24.0)
             size = (length, dice.between(11.0, 14.0) if plan == "slabs" else length * 0.9, dice.between(10.0, 24.0))
+            shape = "flat" if plan == "towers" else dice.pick(("flat", "ell", "flat", "hip"))
+            if shape == "ell":
+                size = (size[0], size[1] * 1.6, size[2])
             lift = min(0.0, -(deep / rows - size[1]) / 2.0 + 2.0)
             if site.dry(cu, cv, length * 0.6):
-                shape = "flat" if plan == "towers" else dice.pick(("flat", "ell", "flat", "hip"))
-                if shape == "ell":
-                    size = (size[0], size[1] * 1.6, size[2])
                 site.thing("building", shape, cu, cv + lift, size, group=site.group())
             free = deep / rows - size[1] - 4.0
             if plan == "slabs" and free > 8.0 and dice.chance(0.7):

@@ -329,7 +329,7 @@ def instructions(scene: Scene, seed: int, index: int, count: int | None = None) 
     turns: list[Turn] = []
     seen: set[str] = set()
     fresh = list(_ASKERS)
-    for _ in range(count * 6):
+    for _ in range(count * 12):
         if len(turns) >= count:
             break
         asker = dice.weighted(fresh)
@@ -337,7 +337,7 @@ def instructions(scene: Scene, seed: int, index: int, count: int | None = None) 
         if turn is not None and turn[0] not in seen:
             turns.append(turn)
             seen.add(turn[0])
-            fresh = [pair for pair in fresh if pair[0] is not asker] or list(_ASKERS)
+        fresh = [pair for pair in fresh if pair[0] is not asker] or list(_ASKERS)
     return turns
 
 

@@ -115,12 +115,18 @@ def draw_pair(seed: int, index: int, config: SceneConfig) -> ScenePair:
     before, old = _draw_date(place, 0, built)
     after, new = _draw_date(place, 1, removed, shift)
     outlines = footprints(place.graph, old, removed) + footprints(place.graph, new, built)
-    image = Image.new("L", (config.size, config.size), 0)
+    return ScenePair(before, after, _change_mask(place, outlines))
+
+
+def _change_mask(place: _Place, outlines: list[list[Point]]) -> NDArray[np.uint8]:
+    """1 inside the outlines (ground metres), on the same sampling grid as the class masks [H, W]."""
+    size, samples = place.config.size, _samples(place.config.size)
+    image = Image.new("L", (size * samples, size * samples), 0)
     draw = ImageDraw.Draw(image)
-    half = config.size / 2.0
+    half, scale = size * samples / 2.0, samples / place.gsd_m
     for outline in outlines:
-        draw.polygon([(x / place.gsd_m + half, y / place.gsd_m + half) for x, y in outline], fill=1)
-    return ScenePair(before, after, np.array(image))
+        draw.polygon([(x * scale + half, y * scale + half) for x, y in outline], fill=1)
+    return np.ascontiguousarray(np.asarray(image)[samples // 2 :: samples, samples // 2 :: samples])
 
 
 def _changes(place: _Place, dice: Dice) -> tuple[frozenset[int], frozenset[int]]:

@@ -24,7 +24,7 @@ from vitp.demo.terrain import Floats, Ground
 
 _FLOOR = 10.0 ** (-28.0 / 10.0)  # noise floor of the receiver, linear
 _SAMPLES = 2
-_DARKEST_DB, _BRIGHTEST_DB = -27.0, 6.0  # range shown in the 8-bit image
+_DARKEST_DB, _BRIGHTEST_DB = -26.0, 4.0  # range shown in the 8-bit image
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,15 +127,24 @@ def _flat_roof(canvas: Canvas, style: Style, thing: Thing, pose: Pose, rect: Rec
     if wide < 4.0 or deep < 3.0:
         return
     count = min(int(1.5 + wide * deep / 140.0), 7)
-    sx, sy = -style.to_sun[0] * style.shadow_per_m * 2.0, -style.to_sun[1] * style.shadow_per_m * 2.0
+    # The sun in the building's own frame; boxes stand about 1.4 m high.
+    drop = -1.4 * style.shadow_per_m
+    sx = drop * (style.to_sun[0] * pose.cos + style.to_sun[1] * pose.sin)
+    sy = drop * (style.to_sun[1] * pose.cos - style.to_sun[0] * pose.sin)
     for i in range(count):
         a, b = (thing.look[3] * (13.7 + i * 7.9)) % 1.0, (thing.look[4] * (11.3 + i * 5.7)) % 1.0
         cx, cy = x0 + 1.5 + wide * a, y0 + 1.5 + deep * b
         size = 0.9 + 1.6 * ((a * 7.0 + b * 3.0) % 1.0)
-        ratio = 0.6 + 0.8 * ((a * 3.0 + b * 5.0) % 1.0)
-        box = pose.put(corners((cx - size, cy - size * ratio, cx + size, cy + size * ratio)))
-        canvas.fill([(x + sx * 0.7, y + sy * 0.7) for x, y in box], plain(scaled(rgb, 0.5), Material.ROOF), BUILDING)
-        canvas.fill(box, plain(mix(scaled(rgb, 1.1), WHITE, 0.35 * b), Material.METAL, 4.0), BUILDING)
+        high = size * (0.6 + 0.8 * ((a * 3.0 + b * 5.0) % 1.0))
+        left, right = max(x0, cx - size), min(x1, cx + size)
+        low, top = max(y0, cy - high), min(y1, cy + high)
+        # What the shadow overshoots falls off the roof.
+        across = [min(max(x + sx, x0), x1) for x in (left, right)]
+        down = [min(max(y + sy, y0), y1) for y in (low, top)]
+        shadow = pose.put(corners((across[0], down[0], across[1], down[1])))
+        canvas.fill(shadow, plain(scaled(rgb, 0.5), Material.ROOF), BUILDING)
+        lit = plain(mix(scaled(rgb, 1.1), WHITE, 0.35 * b), Material.METAL, 4.0)
+        canvas.fill(pose.put(corners((left, low, right, top))), lit, BUILDING)
 
 
 def _sheet_roof(canvas: Canvas, style: Style, thing: Thing, pose: Pose, rgb: Rgb) -> None:

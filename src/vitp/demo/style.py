@@ -147,7 +147,7 @@ _CONCRETES: tuple[Rgb, ...] = ((166, 162, 152), (148, 146, 142), (184, 178, 164)
 _WATERS: tuple[tuple[Rgb, Rgb], ...] = (
     ((34, 54, 82), (62, 92, 108)),
     ((50, 74, 70), (88, 108, 92)),
-    ((104, 96, 76), (134, 124, 98)),
+    ((96, 98, 82), (130, 128, 106)),
     ((70, 82, 90), (104, 114, 116)),
     ((30, 40, 46), (66, 74, 70)),
     ((38, 92, 112), (104, 156, 152)),
@@ -212,7 +212,7 @@ def draw_style(land: Land, dice: Dice, season: Season | None) -> Style:
     bare = mix(grass2, land.soil, 0.75 * (1.0 - land.lushness))
     snow = dice.between(0.35, 0.95) if dice.chance(0.45) else 0.0
     tone = Tone(
-        exposure=dice.between(0.8, 1.22),
+        exposure=dice.between(0.86, 1.22),
         balance=(dice.between(0.94, 1.06), dice.between(0.97, 1.03), dice.between(0.93, 1.07)),
         saturation=dice.between(0.6, 1.2),
         haze=dice.between(0.0, 0.22) * dice.unit(),

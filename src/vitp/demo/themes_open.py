@@ -231,7 +231,7 @@ def ship(site: Site, u: float, v: float, length: float, turn: float, moving: boo
     else:
         variant, ratio = dice.pick(("cargo", "tanker", "container")), dice.between(0.135, 0.17)
     site.thing(
-        "ship", variant + ("+" if moving else ""), u, v, (length, length * ratio, 2.0 + 0.07 * length), turn, 0.85
+        "ship", variant + ("+" if moving else ""), u, v, (length, length * ratio, 2.0 + 0.07 * length), turn, 0.75
     )
 
 
@@ -253,15 +253,17 @@ def lakeside(site: Site) -> None:
     site.corridors += [(a, b, 3.0) for a, b in itertools.pairwise(bow)]
     for a, b, direction in along(bow, 45.0, dice.between(0.0, 45.0)):
         vehicle(site, a, b, direction, 0.3)
-    for _ in range(dice.whole(1, 4)):
-        _cabin(site, u, v, radius)
+    start = dice.between(0.0, 6.28)
+    for i in range(dice.whole(1, 4)):
+        _cabin(site, (u, v), radius, start + i * math.pi / 2.0 + dice.between(-0.4, 0.4))
     scatter_trees(site, (-site.reach, -site.reach, site.reach, site.reach), 22.0)
     boats(site, dice.whole(1, 4), min(14.0, radius * 0.5))
 
 
-def _cabin(site: Site, u: float, v: float, radius: float) -> None:
+def _cabin(site: Site, centre: Point, radius: float, a: float) -> None:
+    """A cabin on the shore of a lake, in direction `a` from its centre, and its jetty."""
     dice = site.dice
-    a = dice.between(0.0, 6.28)
+    u, v = centre
     r = radius
     while site.wet(u + r * math.cos(a), v + r * math.sin(a)) > -9.0:
         r += 1.5
@@ -275,6 +277,7 @@ def _cabin(site: Site, u: float, v: float, radius: float) -> None:
         (u + inner * math.cos(a), v + inner * math.sin(a)),
     )
     site.band(BASE, "deck", ROAD, jetty, 2.0)
+    site.corridors.append((*jetty, 1.5))
 
 
 def bank_use(site: Site, box: Box) -> None:

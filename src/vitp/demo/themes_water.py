@@ -120,12 +120,22 @@ def _surf(site: Site, points: list[float], line: Curve, phase: float) -> None:
     site.band(SHORE, "foam", WATER, edge, dice.between(1.2, 2.4))
     shift = dice.between(4.0, 8.0)
     for i in range(dice.whole(0, 3)):
-        wave = [(u, line(u) + shift + (1.0 + i) * math.sin(u * 0.11 + i * 2.0 + phase)) for u in points]
-        start = dice.whole(0, 20)
-        part = wave[start : start + dice.whole(12, 30)]
-        site.band(SHORE, "foam", WATER, part, dice.between(2.4, 4.0))
-        site.band(SHORE, "surf", WATER, part, dice.between(0.7, 1.3))
+        start, length = dice.whole(0, 20), dice.whole(12, 30)
+        crest: list[Point] = [
+            (u, line(u) + shift + (1.0 + i) * math.sin(u * 0.11 + i * 2.0 + phase))
+            for u in points[start : start + length]
+        ]
+        site.patch(SHORE, "foam", WATER, _tapered(crest, dice.between(1.2, 2.2)))
+        site.patch(SHORE, "surf", WATER, _tapered(crest, dice.between(0.35, 0.7)))
         shift += dice.between(5.0, 11.0)
+
+
+def _tapered(crest: list[Point], width: float) -> list[Point]:
+    """A band along a crest that thins out towards both ends."""
+    last = max(1, len(crest) - 1)
+    swell = [width * max(0.0, math.sin(math.pi * i / last)) ** 0.6 for i in range(len(crest))]
+    upper = [(u, v + w) for (u, v), w in zip(crest, swell, strict=True)]
+    return upper + [(u, v - w) for (u, v), w in zip(reversed(crest), reversed(swell), strict=True)]
 
 
 def _keep_off(site: Site, u: float, far: float) -> None:
@@ -177,7 +187,7 @@ def port(site: Site) -> None:
     pitch = dice.between(60.0, 100.0)
     u = -math.ceil(reach / pitch) * pitch + dice.between(0.0, pitch)
     while u < reach:
-        v = back - 9.0
+        v = back - 8.6
         while v > -reach:
             deep = dice.between(46.0, 70.0)
             quayside(site, (u + 4.0, v - deep, u + pitch - 4.0, v))
@@ -189,14 +199,9 @@ def port(site: Site) -> None:
         _marina(site, edge)
     else:
         _berths(site, edge)
-    for _ in range(dice.whole(3, 8)):
-        vehicle(
-            site,
-            dice.between(-1.0, 1.0) * site.half,
-            edge - dice.between(3.0, depth - 2.0),
-            dice.pick((0.0, 1.57)),
-            0.6,
-        )
+    spots = dice.shuffled([15.0 * i - site.half for i in range(int(site.half / 7.5) + 1)])[: dice.whole(3, 8)]
+    for spot in spots:
+        vehicle(site, spot, edge - dice.between(5.0, depth - 4.0), dice.pick((0.0, math.pi)), 0.6)
 
 
 def _berths(site: Site, edge: float) -> None:
@@ -230,6 +235,7 @@ def _pier(site: Site, u: float, edge: float, largest: float) -> None:
     half = dice.between(4.0, 8.0)
     far = edge + dice.between(0.8, 1.3) * largest
     site.paved(BASE, "concrete", (u - half, edge - 1.0, u + half, far))
+    site.corridors.append(((u, edge), (u, far), half + 0.2 * largest))
     for side in (-1.0, 1.0):
         v = edge + 5.0
         while v < far:
