@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.minidata import write_data, write_recipe
 from typer.testing import CliRunner
+
+from tests.minidata import write_data, write_recipe
 from vitp.cli import app, main
 
 RUNNER = CliRunner()

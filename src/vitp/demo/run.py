@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
-from vitp.config import Config
+from vitp.backbone.vit import random_backbone, save_backbone
+from vitp.config import Config, save
 from vitp.datasets.folder import LabelledConfig
 from vitp.datasets.masks import MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig as CropConfig
 from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
-from vitp.export import ExportResult, export
+from vitp.export import ExportResult, backbone_config, export
 from vitp.finetune import FinetuneConfig, FinetuneResult, finetune
 from vitp.instruction.source import AugmentConfig, SourceConfig
 from vitp.instruction.tiling import TilingConfig
@@ -100,11 +101,11 @@ class Outcome:
 
 
 def tower(config: DemoConfig) -> TowerConfig:
-    """The demo's ViT: about two million parameters, patches of 8 pixels so that small objects are seen."""
+    """The demo's ViT: a bit over a million parameters, patches of 12 pixels."""
     return TowerConfig(
         architecture="vit_tiny_patch16_224",
         image_size=config.size,
-        patch_size=8,
+        patch_size=12,
         width=128,
         depth=6,
         heads=4,
@@ -225,6 +226,65 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     return numbers
 
 
+class _Stages:
+    """Seconds spent in each part of the demo."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+
+def _backbones(
+    config: DemoConfig, out: Path, console: Console, stage: _Stages
+) -> tuple[dict[str, PretrainResult], dict[str, ExportResult], dict[str, Path]]:
+    """Pretrain and export both arms, and write the random yardstick beside them."""
+    pretrained, exported, files = {}, {}, {}
+    for arm in ("vitp", "vitp_no_vrl"):
+        recipe = pretrain_config(config, out / "scenes" / "pretrain", out / arm, vrl=arm == "vitp")
+        with console.training(f"pretrain ({TITLES[arm]})") as bar, stage("pretraining"):
+            pretrained[arm] = pretrain(recipe, progress=bar, say=console.say if arm == "vitp" else lambda _: None)
+        with stage("export"):
+            exported[arm] = export(out / arm, path=out / f"{arm}.safetensors")
+        files[arm] = exported[arm].weights
+        console.say(f"exported {files[arm]} (max abs difference through timm {exported[arm].max_abs_difference:.2g})")
+    plain = backbone_config(recipe)
+    files["scratch"] = out / "random.safetensors"
+    save_backbone(files["scratch"], random_backbone(plain, config.seed), plain, {"name": "random weights"})
+    return pretrained, exported, files
+
+
+def _probes(
+    config: DemoConfig, labelled: Path, files: dict[str, Path], console: Console, stage: _Stages
+) -> dict[str, ProbeResult]:
+    found = {}
+    for arm in ARMS:
+        with stage("probe"):
+            found[arm] = probe(probe_config(config, labelled, files[arm]))
+        console.say(f"linear probe, {TITLES[arm]}: {100 * statistics.fmean(found[arm].linear):.1f} %")
+    return found
+
+
+def _segmenters(
+    config: DemoConfig, out: Path, files: dict[str, Path], console: Console, stage: _Stages
+) -> dict[str, list[FinetuneResult]]:
+    tuned: dict[str, list[FinetuneResult]] = {arm: [] for arm in ARMS}
+    for seed in config.finetune_seeds:
+        for arm in ARMS:
+            recipe = finetune_config(
+                config, out / "scenes" / "labelled", files[arm], out / f"segment_{arm}_{seed}", seed
+            )
+            with console.training(f"segment ({TITLES[arm]}, seed {seed})") as bar, stage("segmentation"):
+                result = finetune(recipe, progress=bar)
+            tuned[arm].append(result)
+            console.say(f"segmentation, {TITLES[arm]}, seed {seed}: mIoU {100 * result.scores.miou:.1f} %")
+    return tuned
+
+
 def run_demo(
     out: Path,
     *,
@@ -247,46 +307,20 @@ def run_demo(
     Raises:
         OutputError: `out` is not empty, or the disk is full.
     """
-    from vitp.demo.report import write_demo_report
+    from vitp.demo.report import write_demo_report  # it needs this module's names
 
     console = console or Console()
     config = config or for_minutes(minutes, seed)
-    begun = time.perf_counter()
-    stages: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        value = work()
-        stages[name] = stages.get(name, 0.0) + time.perf_counter() - start
-        return value
-
+    begun, stage = time.perf_counter(), _Stages()
     prepare_output(out, resume=False, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(f"# vitp demo, seed {config.seed}\n", encoding="utf-8")
-    timed("scenes", lambda: write_scenes(config, out / "scenes", console))
-    pretrained, exported, files = {}, {}, {"scratch": out / "random.safetensors"}
-    for arm in ("vitp", "vitp_no_vrl"):
-        recipe = pretrain_config(config, out / "scenes" / "pretrain", out / arm, vrl=arm == "vitp")
-        with console.training(f"pretrain ({TITLES[arm]})") as bar:
-            pretrained[arm] = timed("pretraining", lambda r=recipe, b=bar: pretrain(r, progress=b, say=console.say))
-        exported[arm] = timed("export", lambda a=arm: export(out / a, path=out / f"{a}.safetensors"))
-        files[arm] = exported[arm].weights
-        console.say(f"exported {files[arm]} (max abs difference through timm {exported[arm].max_abs_difference:.2g})")
-    plain = BackboneConfig(**{k: getattr(recipe.model.tower, k) for k in BackboneConfig.model_fields})
-    save_backbone(files["scratch"], random_backbone(plain, config.seed), plain, {"name": "random weights"})
-    probes = {}
-    for arm in ARMS:
-        probes[arm] = timed("probe", lambda a=arm: probe(probe_config(config, out / "scenes" / "labelled", files[a])))
-        console.say(f"linear probe, {TITLES[arm]}: {100 * statistics.fmean(probes[arm].linear):.1f} %")
-    tuned: dict[str, list[FinetuneResult]] = {arm: [] for arm in ARMS}
-    for s in config.finetune_seeds:
-        for arm in ARMS:
-            tune = finetune_config(config, out / "scenes" / "labelled", files[arm], out / f"segment_{arm}_{s}", s)
-            result = timed("segmentation", lambda t=tune: finetune(t))
-            tuned[arm].append(result)
-            console.say(f"segmentation, {TITLES[arm]}, seed {s}: mIoU {100 * result.scores.miou:.1f}")
+    save(config, out / "recipe.yaml")
+    with stage("scenes"):
+        write_scenes(config, out / "scenes", console)
+    pretrained, exported, files = _backbones(config, out, console, stage)
+    probes = _probes(config, out / "scenes" / "labelled", files, console, stage)
+    tuned = _segmenters(config, out, files, console, stage)
     seconds = time.perf_counter() - begun
-    outcome = Outcome(config, out, pretrained, exported, probes, tuned, seconds, stages)
+    outcome = Outcome(config, out, pretrained, exported, probes, tuned, seconds, stage.seconds)
     numbers = summary(outcome)
     report = write_demo_report(outcome, numbers)
     write_json(out / "numbers.json", numbers)

@@ -139,10 +139,11 @@ def _flat_roof(canvas: Canvas, style: Style, thing: Thing, pose: Pose, rect: Rec
         left, right = max(x0, cx - size), min(x1, cx + size)
         low, top = max(y0, cy - high), min(y1, cy + high)
         # What the shadow overshoots falls off the roof.
-        across = [min(max(x + sx, x0), x1) for x in (left, right)]
-        down = [min(max(y + sy, y0), y1) for y in (low, top)]
-        shadow = pose.put(corners((across[0], down[0], across[1], down[1])))
-        canvas.fill(shadow, plain(scaled(rgb, 0.5), Material.ROOF), BUILDING)
+        across = [min(max(x + sx, x0 + 0.2), x1 - 0.2) for x in (left, right)]
+        down = [min(max(y + sy, y0 + 0.2), y1 - 0.2) for y in (low, top)]
+        if across[1] > across[0] and down[1] > down[0]:
+            shadow = pose.put(corners((across[0], down[0], across[1], down[1])))
+            canvas.fill(shadow, plain(scaled(rgb, 0.5), Material.ROOF), BUILDING)
         lit = plain(mix(scaled(rgb, 1.1), WHITE, 0.35 * b), Material.METAL, 4.0)
         canvas.fill(pose.put(corners((left, low, right, top))), lit, BUILDING)
 

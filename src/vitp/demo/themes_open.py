@@ -231,7 +231,13 @@ def ship(site: Site, u: float, v: float, length: float, turn: float, moving: boo
     else:
         variant, ratio = dice.pick(("cargo", "tanker", "container")), dice.between(0.135, 0.17)
     site.thing(
-        "ship", variant + ("+" if moving else ""), u, v, (length, length * ratio, 2.0 + 0.07 * length), turn, 0.75
+        "ship",
+        variant + ("+" if moving else ""),
+        u,
+        v,
+        (length, length * ratio, 2.0 + 0.07 * length),
+        turn,
+        0.6 if moving else 0.92,
     )
 
 

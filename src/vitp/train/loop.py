@@ -306,7 +306,7 @@ def train(
         for name in ("log.jsonl", "skipped.jsonl"):
             _cut_lines(out / name, start)
     run.model.train()
-    tracker = Tracker(out, start, config.log_every, {g.name: g.lr for g in run.groups})
+    tracker = Tracker(out, start, config.steps, config.log_every, {g.name: g.lr for g in run.groups})
     waited_from = time.perf_counter()
     last_saved = checkpoints[-1] if checkpoints else out
     try:

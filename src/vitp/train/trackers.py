@@ -17,9 +17,10 @@ class Tracker:
     dropped_share (visual tokens dropped by VRL), wait_share (time spent waiting for data), and the task's own numbers.
     """
 
-    def __init__(self, out: Path, start: int, every: int, peak_lr: dict[str, float]) -> None:
+    def __init__(self, out: Path, start: int, last: int, every: int, peak_lr: dict[str, float]) -> None:
+        """A run from `start` finished steps to `last`; the first and the last step always get a line."""
         out.mkdir(parents=True, exist_ok=True)
-        self.every, self.peak_lr = every, peak_lr
+        self.last, self.every, self.peak_lr = last, every, peak_lr
         self._log: IO[str] = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._skipped: IO[str] = open(out / "skipped.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._board = self._open_board(out, start)
@@ -58,7 +59,7 @@ class Tracker:
         self._steps += 1
         self._wait += wait
         self._busy += busy
-        if step % self.every == 0 or step == 1:
+        if step % self.every == 0 or step in (1, self.last):
             self._write(step, numbers["lr_factor"])
         return self.newest
 
