@@ -24,7 +24,7 @@ from vitp.instruction.tiling import TilingConfig
 from vitp.recipes import load_recipe
 from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, write_json
-from vitp.train.loop import LoopConfig, Progress, TrainResult, prepare_output, train
+from vitp.train.loop import LoopConfig, Progress, TrainResult, choose_device, prepare_output, train, uses_bf16
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, load_language_model
@@ -201,9 +201,10 @@ def build_model(config: PretrainConfig, tokenizer: Any) -> VisionLanguageModel:
     return model
 
 
-def prefer_plain_attention(model: VisionLanguageModel, device: str) -> None:
-    """On CPUs use timm's unfused attention for short sequences: its backward is the faster one (bench/attention.py)."""
-    if device == "cpu" and model.grid**2 <= 400:
+def prefer_plain_attention(model: VisionLanguageModel, config: PretrainConfig) -> None:
+    """On CPUs in bf16 use timm's unfused attention for short sequences: it is the faster one (bench/attention.py)."""
+    device = choose_device(config.device)
+    if device.type == "cpu" and uses_bf16(config.precision, device) and model.grid**2 <= 400:
         for module in model.tower.modules():
             if hasattr(module, "fused_attn"):
                 setattr(module, "fused_attn", False)  # noqa: B010 - Module declares tensors only
@@ -292,20 +293,20 @@ def pretrain(
     sources = [Source(s) for s in config.data.sources]
     report = _checked(sources, config, say)
     prepare_output(out, resume=resume, overwrite=overwrite)
-    if (out / "tokenizer").is_dir() and resume:
+    if resume and (out / "recipe.yaml").is_file():
         tokenizer = load_tokenizer(str(out / "tokenizer"))
     elif config.model.language_model.path is not None:
         tokenizer = load_tokenizer(config.model.language_model.path)
     else:
         tokenizer = build_tokenizer(_texts(sources), config.model.language_model.vocabulary)
     task = build_task(config, sources, tokenizer)
-    prefer_plain_attention(task.model, "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    prefer_plain_attention(task.model, config)
     _say_parts(task, say)
     if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
-        save(config, out / "recipe.yaml")
+        tokenizer.save_pretrained(out / "tokenizer")
         write_json(out / "provenance.json", provenance())
         write_json(out / "check.json", report.to_json())
-        tokenizer.save_pretrained(out / "tokenizer")
+        save(config, out / "recipe.yaml")  # last: where it stands, the others are complete
     total = config.model_copy(update={"steps": config.steps + config.warm_start.steps})
     result = train(
         task,
@@ -336,5 +337,4 @@ def load_run(run: Path | str) -> tuple[VisionLanguageModel, Any, PretrainConfig]
     model = build_model(config, tokenizer)
     weights = checkpoints[-1] / "model.safetensors"
     load_model(model, load_tensors(weights), weights)
-    prefer_plain_attention(model, "cpu")
     return model.eval(), tokenizer, config

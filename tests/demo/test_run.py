@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from vitp.backbone.vit import load_backbone
 from vitp.demo.run import DemoConfig, for_minutes, interval, run_demo
 from vitp.demo.scenes import THEMES
@@ -35,7 +36,15 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_numbers_hold_what_json_promises(out: Path) -> None:
     numbers = json.loads((out / "numbers.json").read_text())
-    for key in ("miou_scratch", "miou_vitp_no_vrl", "miou_vitp", "probe_random", "probe_vitp", "seconds", "samples_per_s"):
+    for key in (
+        "miou_scratch",
+        "miou_vitp_no_vrl",
+        "miou_vitp",
+        "probe_random",
+        "probe_vitp",
+        "seconds",
+        "samples_per_s",
+    ):
         assert math.isfinite(numbers[key]), key
     seeds = numbers["miou_seeds"]
     assert all(len(values) == 3 for values in seeds.values())
@@ -46,7 +55,13 @@ def test_numbers_hold_what_json_promises(out: Path) -> None:
 def test_report_is_one_file_with_everything_in_it(out: Path) -> None:
     text = (out / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["']https?:""", text)
-    for title in ("The comparison", "Few-shot segmentation", "What the model answers", "Pretraining loss", "Throughput"):
+    for title in (
+        "The comparison",
+        "Few-shot segmentation",
+        "What the model answers",
+        "Pretraining loss",
+        "Throughput",
+    ):
         assert title in text
     assert text.count("data:image/png") >= 6 * 5
     assert "vitp export" in text

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitp.instruction.pack import LaidOut, join
+from vitp.vlm.attention import _per_document, _short_documents
 from vitp.vlm.loss import supervised_loss
 from vitp.vlm.model import VisionLanguageModel, shuffle_kept
 
@@ -121,6 +122,23 @@ def test_dropping_shortens_the_language_models_work() -> None:
     assert projector[0.0] == 4 * projector[0.75]
     assert tokens[0.0] - tokens[0.75] == kept[0.0] - kept[0.75]  # the texts stay whole
     assert language[0.0] * tokens[0.75] == language[0.75] * tokens[0.0]  # exactly proportional to the tokens
+
+
+@pytest.mark.parametrize("heads", [(2, 1), (6, 2), (4, 4)])
+def test_dense_batch_of_short_samples_equals_one_by_one(heads: tuple[int, int]) -> None:
+    """The written-out attention for many short samples: outputs and gradients of the fused kernel, fp64."""
+    torch.manual_seed(0)
+    lengths = (5, 17, 1, 33, 16)
+    q, k, v = (
+        torch.randn(1, h, sum(lengths), 8, dtype=torch.float64, requires_grad=True) for h in (heads[0], *[heads[1]] * 2)
+    )
+    results = []
+    for attend in (_per_document, _short_documents):
+        out = attend(q, k, v, lengths, 0.3)
+        weights = torch.arange(out.numel(), dtype=torch.float64).view(out.shape).sin()
+        results.append((out.detach(), *torch.autograd.grad((out * weights).sum(), [q, k, v])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_chunked_loss_equals_plain_loss_and_its_gradients() -> None:

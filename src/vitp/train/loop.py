@@ -156,7 +156,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.backends.cpu.get_cpu_capability() and torch.cpu._is_avx512_bf16_supported())
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(probe()) for probe in probes if probe is not None)
 
 
 def prepare_output(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -172,7 +173,7 @@ def prepare_output(out: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise OutputError("say either --resume or --overwrite, not both")
     if overwrite:
-        if not (out / "recipe.yaml").is_file():
+        if not (out / "recipe.yaml").is_file() and not (out / "tokenizer").is_dir():
             raise OutputError(f"{out} was not written by vitp (no recipe.yaml in it), so it is not overwritten")
         shutil.rmtree(out)
     elif not resume:
@@ -268,6 +269,22 @@ def _check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path:
         )
 
 
+def _count(total: dict[str, float], batch: StepBatch, limit: float, out: Path) -> None:
+    """Add a step to the run's totals.
+
+    Raises:
+        TrainingError: more than the share `limit` of the samples (and more than 20) were unusable.
+    """
+    for key, value in batch.counts.items():
+        total[key] = total.get(key, 0.0) + value
+    total["skipped"] += len(batch.skipped)
+    if total["skipped"] > max(20.0, limit * total["samples"]):
+        raise TrainingError(
+            f"{total['skipped']:.0f} of {total['samples']:.0f} samples were unusable so far, see "
+            f"{out / 'skipped.jsonl'}; run `vitp check`, or raise max_skipped_share"
+        )
+
+
 def train(
     task: Task,
     config: LoopConfig,
@@ -303,6 +320,7 @@ def train(
         state = load_checkpoint(checkpoints[-1], run.model, run.optimizer)
         _check_same_recipe(state, fingerprint, checkpoints[-1])
         start, loss, total = int(state["step"]), float(state["loss"]), state["total"]
+    if resume:
         for name in ("log.jsonl", "skipped.jsonl"):
             _cut_lines(out / name, start)
     run.model.train()
@@ -315,15 +333,8 @@ def train(
             numbers = run.step(step, batch)
             done = time.perf_counter()
             loss = numbers["loss"]
-            for key, value in batch.counts.items():
-                total[key] = total.get(key, 0.0) + value
-            total["skipped"] += len(batch.skipped)
-            if total["skipped"] > max(20.0, config.max_skipped_share * total["samples"]):
-                raise TrainingError(
-                    f"{total['skipped']:.0f} of {total['samples']:.0f} samples were unusable so far, see "
-                    f"{out / 'skipped.jsonl'}; run `vitp check`, or raise max_skipped_share"
-                )
             logs = tracker.step(step + 1, numbers, batch, wait=got - waited_from, busy=done - got)
+            _count(total, batch, config.max_skipped_share, out)
             if progress is not None:
                 progress.update(step + 1, config.steps, logs)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:

@@ -53,8 +53,8 @@ def _short_documents(
 ) -> Tensor:
     """Documents side by side as one dense batch, attention written out.
 
-    Padding stands at the end, where causal attention never looks from a real position. On CPUs in bf16 the backward
-    of many short documents is several times faster than through the fused kernel (bench/attention.py).
+    Padding stands at the end, where causal attention never looks from a real position. On CPUs in bf16, and only there,
+    this is faster than the fused kernel called once a document (bench/attention.py).
     """
     to_padded, back = _padding(lengths)
     documents, longest = len(lengths), _round_up(max(lengths))
@@ -126,7 +126,7 @@ def packed_attention(
         out = F.scaled_dot_product_attention(query, key, value, is_causal=aligned, scale=scaling, enable_gqa=True)
     elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = _varlen(query, key, value, doc_lengths, scaling)
-    elif not query.is_cuda and _are_short(doc_lengths):
+    elif not query.is_cuda and query.dtype == torch.bfloat16 and _are_short(doc_lengths):
         out = _short_documents(query, key, value, tuple(doc_lengths), scaling)
     else:
         out = _per_document(query, key, value, doc_lengths, scaling)
