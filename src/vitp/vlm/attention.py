@@ -120,6 +120,7 @@ def packed_attention(
         ([B, S, H, D], None).
     """
     assert dropout == 0.0, "packed attention has no dropout"
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings leave autocast in fp32
     if doc_lengths is None:
         aligned = query.shape[2] == key.shape[2]
         assert aligned or query.shape[2] == 1, "cached decoding takes one new token at a time"
