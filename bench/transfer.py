@@ -24,16 +24,18 @@ from typing import Any
 import numpy as np
 
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
+from vitp.commands.export import backbone_config, export
+from vitp.commands.finetune import finetune
+from vitp.commands.pretrain import PretrainConfig, load_run, pretrain, provenance
+from vitp.commands.probe import ProbeConfig, probe
+from vitp.config import dump
 from vitp.datasets.folder import LabelledConfig
-from vitp.export import backbone_config, export
-from vitp.finetune import finetune
 from vitp.images.decode import read_rgb
 from vitp.instruction.native import labels
 from vitp.instruction.source import Source
-from vitp.pretrain import PretrainConfig, load_run, pretrain
-from vitp.probe import ProbeConfig, probe
 from vitp.progress import Console
 from vitp.recipes import load_recipe
+from vitp.train.checkpoint import write_json
 from vitp.vlm.generate import Question, answer
 
 ARMS = {"random": None, "vitp_no_vrl": "none", "vitp": "paper"}
@@ -115,15 +117,18 @@ def recipe_of(suite: str, data: Path) -> tuple[str, list[str]]:
 def run_arm(args: argparse.Namespace, arm: str, seed: int, console: Console) -> Scores:
     """Pretrain (or draw) one backbone and score it."""
     out = args.out / args.suite / f"{arm}_{seed}"
-    done = out / "scores.json"
-    if done.is_file():  # an interrupted bench goes on where it stopped
-        stored: Scores = json.loads(done.read_text())
-        return stored
+    done = args.out / args.suite / f"{arm}_{seed}.json"
     name, roots = recipe_of(args.suite, args.data)
     overrides = [*roots, *args.set, f"seed={seed}", f"out={out}"]
     scores: Scores = {}
     file = args.out / args.suite / f"{arm}_{seed}.safetensors"
     config = load_recipe(PretrainConfig, name, overrides)
+    made_by = {"recipe": dump(config), "commit": provenance()["git_commit"]}
+    if done.is_file():  # an interrupted bench goes on where it stopped, if nothing has changed since
+        stored = json.loads(done.read_text())
+        if stored["made_by"] == made_by:
+            kept: Scores = stored["scores"]
+            return kept
     if ARMS[arm] is None:
         plain: BackboneConfig = backbone_config(config)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +144,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, console: Console) -> 
         scores |= ask(out, questions(args.data))
     measure: Callable[[Path, Path, Path, int], Scores] = rsicd_scores if args.suite == "rsicd" else medical_scores
     scores |= measure(file, args.data, args.out / args.suite / f"{arm}_{seed}_segment", seed)
-    out.mkdir(parents=True, exist_ok=True)
-    done.write_text(json.dumps(scores))
+    write_json(done, {"made_by": made_by, "scores": scores})
     console.say(f"{arm} seed {seed}: " + ", ".join(f"{k} {v:.1f}" for k, v in scores.items()))
     return scores
 

@@ -6,7 +6,7 @@ The model is a scaled InternVL: the tower and the language model stand to each o
 Qwen2.5-0.5B, 448-pixel tiles scaled to 224 (64 visual tokens a tile), 4 tiles a sample, 60 text tokens. Both
 variants see the same tiles and texts; only the kept tokens differ. The rival is the same step without dropping, which
 is also what the released code costs with dropping, since it pads back to the full length.
-Last line: {"lm_tokens_ratio", "time_ratio", "lm_time_ratio", ...}, each r = 0 over r = 0.75.
+Last line: {"lm_tokens_ratio", "time_ratio", "lm_forward_time_ratio", ...}, each r = 0 over r = 0.75.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from vitp import check as check_module
-from vitp.check import check, task_of
 from vitp.errors import DataError
+from vitp.instruction.check import check_sources as check
+from vitp.instruction.check import task_of
 from vitp.instruction.source import AugmentConfig, Source, SourceConfig
 
 DATA = Path(__file__).parents[1] / "../shared/data"

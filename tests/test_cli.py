@@ -83,6 +83,19 @@ def test_check_lists_findings_and_exits_with_2(
     assert "train.jsonl:5" in text
 
 
+def test_python_twins_are_functions_whatever_was_imported_before() -> None:
+    """The modules that hold them must not take their names in the package."""
+    code = (
+        "import vitp\n"
+        "for _ in range(2):\n"
+        "    for name in ('check', 'pretrain', 'export', 'finetune', 'probe', 'load_backbone', 'load_run'):\n"
+        "        assert callable(getattr(vitp, name)), name\n"
+        "import vitp.cli, vitp.demo.run\n"
+        "assert callable(vitp.pretrain) and callable(vitp.check)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_recipes_and_env_print_what_there_is() -> None:
     listed = RUNNER.invoke(app, ["recipes"]).output
     assert "pretrain/tiny_rsicd" in listed

@@ -14,10 +14,10 @@ import torch
 
 from tests.minidata import write_data, write_recipe
 from vitp import load_backbone
+from vitp.commands.export import export, fixed_input
+from vitp.commands.pretrain import load_run, pretrain
 from vitp.errors import ConfigError, DataError, TrainingError, VitpError
-from vitp.export import export, fixed_input
 from vitp.instruction.tiling import TilingConfig
-from vitp.pretrain import load_run, pretrain
 from vitp.train.checkpoint import list_checkpoints, load_tensors
 from vitp.train.trackers import read_log
 from vitp.vlm.generate import Question, answer
@@ -192,3 +192,104 @@ def test_long_samples_are_cut_and_counted(tmp_path: Path) -> None:
     assert result.train.counts["truncated"] == 12
     with pytest.raises(TrainingError, match="visual tokens and their text exceed max_length 17|no answer is left"):
         pretrain(recipe, ["data.max_length=17", f"out={tmp_path / 'b'}"])
+
+
+def test_frozen_language_model_with_text_only_packs_still_trains(tmp_path: Path) -> None:
+    """A pack without images reaches no trained part then; it must not stop the run."""
+    root = tmp_path / "data"
+    write_data(root, 4)
+    recipe = write_recipe(tmp_path, root, tmp_path / "out", steps=3, lr_language_model=0, warm_start={"steps": 0})
+    assert pretrain(recipe, ["max_samples_per_pack=1"]).train.step == 3
+    with pytest.raises(ConfigError, match="warm_start trains the language model on text, but lr_language_model is 0"):
+        pretrain(recipe, ["warm_start.steps=2", f"out={tmp_path / 'b'}"])
+
+
+def test_a_mistake_met_in_a_worker_is_one_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_data(root, 4)
+    for image in (root / "images").iterdir():
+        image.write_bytes(image.read_bytes()[:-20])
+    (root / "train.jsonl").write_text("\n".join((root / "train.jsonl").read_text().splitlines()[:4]))
+    recipe = write_recipe(tmp_path, root, tmp_path / "out", warm_start={"steps": 0}, workers=1)
+    with pytest.raises(TrainingError) as caught:
+        pretrain(recipe)
+    assert str(caught.value).startswith("source 'mini': 10 samples in a row are unusable")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_malformed_boxes_are_replaced_as_the_check_says(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_data(root, 12)
+    lines = (root / "train.jsonl").read_text().splitlines()
+    record = json.loads(lines[1])
+    record["conversations"][1]["value"] = "<ref>it</ref><box>[[900, 1, 2]]</box>"
+    (root / "train.jsonl").write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]))
+    recipe = write_recipe(tmp_path, root, tmp_path / "out", steps=12, max_skipped_share=0.5)
+    pretrain(recipe, ["data.bad_samples=skip"])
+    listed = [json.loads(x) for x in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert listed
+    assert {line["where"].rsplit(":", 1)[1] for line in listed} == {"2"}
+
+
+def test_a_language_model_from_a_folder_trains_and_the_run_needs_the_folder_no_more(tmp_path: Path) -> None:
+    """A Llama written in transformers' own layout; also with weights given for the tower."""
+    import shutil
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from vitp.vlm.tokenizer import build_tokenizer
+
+    root = tmp_path / "data"
+    write_data(root, 8)
+    tokenizer = build_tokenizer(["It is red. Which colour is it?"] * 5, 320)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    torch.manual_seed(3)
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
+    llama.save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    recipe = write_recipe(tmp_path, root, tmp_path / "out", steps=2, warm_start={"steps": 0})
+    first = [f"model.language_model.path={tmp_path / 'llama'}", "lr_language_model=0"]
+    pretrain(recipe, first)
+    model, _, _ = load_run(tmp_path / "out")
+    for name, tensor in llama.state_dict().items():
+        assert torch.equal(model.language_model.state_dict()[name], tensor), name
+    exported = export(tmp_path / "out", path=tmp_path / "tower.safetensors")
+    shutil.rmtree(tmp_path / "llama")
+    load_run(tmp_path / "out")
+    second = [f"model.tower.weights={exported.weights}", f"out={tmp_path / 'second'}"]
+    pretrain(recipe, [*second, "lr_tower=0"])
+    exported.weights.unlink()
+    again, _, _ = load_run(tmp_path / "second")
+    for one, other in zip(model.tower.parameters(), again.tower.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_pickled_language_models_are_refused(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    from vitp.errors import CheckpointError
+    from vitp.vlm.tiny import load_language_model
+
+    LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4).save_pretrained(
+        tmp_path
+    )
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="no causal language model can be loaded"):
+        load_language_model(str(tmp_path), 100)
+
+
+def test_overwrite_deletes_only_what_vitp_made(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_data(root, 4)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    recipe = write_recipe(mine, root, mine, steps=1)
+    for way in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(VitpError, match="not written by vitp"):
+            pretrain(recipe, **way)
+    assert recipe.is_file()
+    out = tmp_path / "out"
+    pretrain(recipe, [f"out={out}"])
+    with pytest.raises(VitpError, match="nope.safetensors"):
+        pretrain(recipe, [f"out={out}", f"model.tower.weights={tmp_path / 'nope.safetensors'}"], overwrite=True)
+    assert list_checkpoints(out), "a refused recipe must not cost the old run"

@@ -12,11 +12,9 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-import vitp.probe
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
-from vitp.config import load
-from vitp.errors import CheckpointError, ConfigError, DataError, TrainingError
-from vitp.probe import (
+from vitp.commands.probe import (
+    STRENGTHS,
     ProbeConfig,
     choose_strength,
     extract_features,
@@ -25,6 +23,8 @@ from vitp.probe import (
     probe,
     standardise,
 )
+from vitp.config import load
+from vitp.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 TINY = BackboneConfig(architecture="vit_tiny_patch16_224", image_size=32, patch_size=8, width=32, depth=2, heads=2)
 RECIPES = Path(__file__).parents[1] / "recipes/probe"
@@ -108,7 +108,7 @@ def test_the_chosen_strength_generalises_and_noise_asks_for_more_of_it() -> None
     chosen = choose_strength(x, y, 5, seed=0)
     assert chosen > choose_strength(clean, labels, 5, seed=0)
     assert accuracy(chosen) > accuracy(1e-4)
-    assert accuracy(chosen) > max(accuracy(s) for s in vitp.probe.STRENGTHS) - 0.03
+    assert accuracy(chosen) > max(accuracy(s) for s in STRENGTHS) - 0.03
     single = torch.tensor([0, 1, 1, 2, 2, 3, 4])
     assert 0 < choose_strength(x[: len(single)], single, 5, seed=0) < 10  # nothing to hold out of class 0
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from vitp.commands.finetune import FinetuneConfig
+from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.probe import ProbeConfig
 from vitp.config import Config, dump, load
 from vitp.errors import ConfigError
-from vitp.finetune import FinetuneConfig
-from vitp.pretrain import PretrainConfig
-from vitp.probe import ProbeConfig
 from vitp.recipes import find_recipe, list_recipes, load_recipe, summary
 
 KINDS: dict[str, type[Config]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}

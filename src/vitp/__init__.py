@@ -12,23 +12,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vitp.backbone.vit import ViTBackbone, load_backbone
-    from vitp.check import check
+    from vitp.commands.check import check
+    from vitp.commands.export import export
+    from vitp.commands.finetune import finetune
+    from vitp.commands.pretrain import load_run, pretrain
+    from vitp.commands.probe import probe
     from vitp.errors import VitpError
-    from vitp.export import export
-    from vitp.finetune import finetune
-    from vitp.pretrain import load_run, pretrain
-    from vitp.probe import probe
 
 _HOMES = {
     "ViTBackbone": "vitp.backbone.vit",
     "VitpError": "vitp.errors",
-    "check": "vitp.check",
-    "export": "vitp.export",
-    "finetune": "vitp.finetune",
+    "check": "vitp.commands.check",
+    "export": "vitp.commands.export",
+    "finetune": "vitp.commands.finetune",
     "load_backbone": "vitp.backbone.vit",
-    "load_run": "vitp.pretrain",
-    "pretrain": "vitp.pretrain",
-    "probe": "vitp.probe",
+    "load_run": "vitp.commands.pretrain",
+    "pretrain": "vitp.commands.pretrain",
+    "probe": "vitp.commands.probe",
 }
 
 __all__ = [

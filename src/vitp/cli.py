@@ -36,7 +36,7 @@ def _say(text: str) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of scenes and training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of scenes and training.")] = 0,
     minutes: Annotated[float, typer.Option(help="Rough time to spend; less gives smaller gains.")] = 5.0,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -58,16 +58,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a recipe's data: file, line and the fix. Exit code 2 when there are errors."""
-    from vitp.check import check as run_check
-    from vitp.instruction.source import Source
-    from vitp.pretrain import PretrainConfig
+    from vitp.commands.check import check as run_check
     from vitp.progress import Console
-    from vitp.recipes import load_recipe
 
-    config = load_recipe(PretrainConfig, recipe, overrides or [])
-    sources = [Source(s) for s in config.data.sources]
     with Console().bar("check", "samples") as bar:
-        report = run_check(sources, decode=decode, progress=bar)
+        report = run_check(recipe, overrides or [], decode=decode, progress=bar)
     for line in report.lines():
         typer.echo(line, err=as_json)
     if as_json:
@@ -85,7 +80,7 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain a ViT inside a vision-language model on instruction data."""
-    from vitp.pretrain import pretrain as run
+    from vitp.commands.pretrain import pretrain as run
     from vitp.progress import Console
 
     console = Console()
@@ -112,7 +107,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Take the ViT out of a run, in a format other tools read, and print the parity after re-loading it."""
-    from vitp.export import export as run_export
+    from vitp.commands.export import export as run_export
 
     result = run_export(run, to=to, path=file)
     _say(f"wrote {result.weights}, {result.config}, {result.card}")
@@ -130,7 +125,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a backbone on a downstream task and evaluate it on the test split."""
-    from vitp.finetune import finetune as run
+    from vitp.commands.finetune import finetune as run
     from vitp.progress import Console
 
     console = Console()
@@ -144,7 +139,7 @@ def finetune(
 @app.command()
 def probe(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
     """Measure frozen features: linear probe and nearest neighbours on labelled images."""
-    from vitp.probe import probe as run
+    from vitp.commands.probe import probe as run
     from vitp.progress import Console
 
     console = Console()
@@ -166,7 +161,7 @@ def recipes() -> None:
 @app.command()
 def env() -> None:
     """Print versions and hardware, for bug reports."""
-    from vitp.pretrain import provenance
+    from vitp.commands.pretrain import provenance
     from vitp.train.loop import choose_device, uses_bf16
 
     device = choose_device("auto")
@@ -186,7 +181,7 @@ def _finish(numbers: dict[str, Any], as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a mistake the user can mend is one line on standard error and exit code 2."""
+    """Run the command line; a mistake the user can mend is told on standard error, exit code 2."""
     from vitp.errors import VitpError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -195,6 +190,7 @@ def main() -> None:
     except VitpError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; finished checkpoints are kept: add --resume to continue")
-        sys.exit(130)
+    except OSError as error:  # the disk is full, a folder cannot be read: a traceback would not help
+        place = f" ({error.filename})" if error.filename else ""
+        _say(f"error: {error.strerror or error}{place}: mend the place or choose another, then run again")
+        sys.exit(2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.minidata import write_data, write_recipe
 
-from vitp.pretrain import pretrain
+from vitp.commands.pretrain import pretrain
 from vitp.train.trackers import read_log
 
 FILE = Path(__file__).with_name("losses.json")

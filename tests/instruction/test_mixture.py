@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vitp.errors import DataError
 from vitp.instruction.mixture import Mixture, permute
 
 
@@ -69,5 +70,10 @@ def test_far_positions_cost_nothing() -> None:
 
 
 def test_empty_mixture_is_refused() -> None:
-    with pytest.raises(ValueError, match="no sample at all"):
-        Mixture([3], [0.1], seed=0)
+    with pytest.raises(DataError, match="no sample at all"):
+        Mixture([0, 0], [1.0, 2.0], seed=0)
+
+
+def test_a_small_source_is_never_left_out() -> None:
+    mixture = Mixture([1000, 4], [1.0, 0.1], seed=0)
+    assert sum(count for (source, _), count in epoch(mixture, 0).items() if source == 1) == 1

@@ -10,6 +10,11 @@ from vitp.instruction.pack import cut_into_packs, join
 from vitp.vlm.loss import Weighting
 
 
+def assert_same_gradient(name: str, one: torch.Tensor, other: torch.Tensor) -> None:
+    """Within 1e-5 of the gradient's own norm; gradients that are zero by theory (key biases) only have rounding."""
+    assert (one - other).norm() <= 1e-5 * other.norm() + 1e-9, name
+
+
 @pytest.mark.parametrize("weighting", ["token", "sample", "answer", "square"])
 def test_packed_gradient_equals_unpacked(weighting: Weighting) -> None:
     """One pack of eight, packs bounded by tokens, and one sample at a time: the same gradient within 1e-5 (fp32)."""
@@ -32,7 +37,7 @@ def test_packed_gradient_equals_unpacked(weighting: Weighting) -> None:
     for _, loss, gradients in results[1:]:
         assert loss == pytest.approx(results[0][1], rel=1e-5)
         for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, results[0][2][name], rtol=1e-5, atol=1e-5, msg=name)
+            assert_same_gradient(name, gradient, results[0][2][name])
 
 
 def test_weightings_differ_as_they_say() -> None:
@@ -60,4 +65,4 @@ def test_filling_to_a_shape_changes_nothing() -> None:
         results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
     for name, gradient in results[0][1].items():
-        torch.testing.assert_close(gradient, results[1][1][name], rtol=1e-5, atol=1e-5, msg=name)
+        assert_same_gradient(name, gradient, results[1][1][name])

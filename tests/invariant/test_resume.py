@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tests.minidata import write_data, write_recipe
 
+from vitp.commands.pretrain import pretrain
 from vitp.errors import CheckpointError, OutputError
-from vitp.pretrain import pretrain
 from vitp.train.checkpoint import list_checkpoints
 
 
@@ -72,6 +72,33 @@ def test_sigkill_and_resume_gives_bit_identical_weights(tmp_path: Path) -> None:
             assert torch.equal(tensor, second[key]), key
     logs = [[json.loads(line) for line in (tmp_path / x / "out" / "log.jsonl").read_text().splitlines()] for x in "ab"]
     assert [(x["step"], x["loss"]) for x in logs[0]] == [(x["step"], x["loss"]) for x in logs[1]]
+
+
+class Stop(Exception):
+    """Ends a run from outside, as a power cut would."""
+
+
+class StopAt:
+    """Progress receiver that ends the run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
+        if step == self.step:
+            raise Stop
+
+
+def test_resume_is_bit_identical_in_bf16_too(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_data(root)
+    recipe = write_recipe(tmp_path, root, tmp_path / "a", precision="bf16", steps=8, checkpoint_every=3, log_every=2)
+    pretrain(recipe)
+    with pytest.raises(Stop):
+        pretrain(recipe, [f"out={tmp_path / 'b'}"], progress=StopAt(8))
+    pretrain(recipe, [f"out={tmp_path / 'b'}"], resume=True)
+    one, two = (load_file(list_checkpoints(tmp_path / x)[-1] / "model.safetensors") for x in "ab")
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
 
 
 def test_existing_output_is_refused_unless_said(tmp_path: Path) -> None:

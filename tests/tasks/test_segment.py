@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional
 
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
+from vitp.commands.finetune import FinetuneConfig, finetune
 from vitp.config import load
 from vitp.datasets.masks import MaskFolder, MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig
 from vitp.errors import CheckpointError, ConfigError, DataError, OutputError
-from vitp.finetune import FinetuneConfig, finetune
 from vitp.heads.fcn import _enlarge, random_head
 from vitp.metrics.segmentation import IGNORE
 from vitp.tasks.segment import (

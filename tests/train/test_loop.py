@@ -126,11 +126,11 @@ def test_vectors_are_decayed_only_when_asked() -> None:
 
 def test_non_finite_loss_stops_with_step_samples_and_batch(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"the loss is not finite at step 7 \(1 samples, the first at data.jsonl:7\)"
+        TrainingError, match=r"the loss is not finite at step 8 \(1 samples, the first at data.jsonl:7\)"
     ):
         train(Regression(poison=7), config(), tmp_path)
-    folder = tmp_path / "failed" / "step_00000007"
-    assert torch.isinf(load_file(folder / "batch.safetensors")["y"]).sum() == 1
+    folder = tmp_path / "failed" / "step_00000008"
+    assert torch.isinf(load_file(folder / "batch_0.safetensors")["y"]).sum() == 1
     assert json.loads((folder / "samples.json").read_text())["samples"] == ["data.jsonl:7"]
     assert list_checkpoints(tmp_path)[-1].name == "step_00000005"  # what was learned before stays
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,25 @@ def test_dense_batch_of_short_samples_equals_one_by_one(heads: tuple[int, int]) 
         results.append((out.detach(), *torch.autograd.grad((out * weights).sum(), [q, k, v])))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_fast_attention_is_what_bf16_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings leave autocast in fp32; the dense batch must be chosen all the same."""
+    taken: list[torch.dtype] = []
+
+    def spy(q: Tensor, *rest: Any) -> Tensor:
+        taken.append(q.dtype)
+        return _short_documents(q, *rest)
+
+    monkeypatch.setattr("vitp.vlm.attention._short_documents", spy)
+    model = tiny_model().train()
+    pack = join([laid_out_sample(1, s, 0.0) for s in range(6)], model.tokens_per_tile, SIZE, 4)
+    exact = model(pack).item()
+    assert not taken
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(pack).item()
+    assert taken == [torch.bfloat16] * 2
+    assert rounded == pytest.approx(exact, rel=2e-2)
 
 
 def test_chunked_loss_equals_plain_loss_and_its_gradients() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.commands.pretrain import load_run
 from vitp.datasets.masks import MaskFolder
 from vitp.demo.classes import CLASSES, PALETTE
 from vitp.demo.run import ARMS, TITLES, Outcome, finetune_config
 from vitp.images.decode import read_rgb
 from vitp.instruction.source import Source
-from vitp.pretrain import load_run
 from vitp.report.html import (
     BarChart,
     BarSeries,

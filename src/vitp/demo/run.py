@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from vitp.backbone.vit import random_backbone, save_backbone
-from vitp.config import Config, save
-from vitp.datasets.folder import LabelledConfig
-from vitp.datasets.masks import MaskFolderConfig
-from vitp.datasets.transforms import AugmentConfig as CropConfig
-from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
-from vitp.export import ExportResult, backbone_config, export
-from vitp.finetune import FinetuneConfig, FinetuneResult, finetune
-from vitp.instruction.source import AugmentConfig, SourceConfig
-from vitp.instruction.tiling import TilingConfig
-from vitp.pretrain import (
+from vitp.commands.export import ExportResult, backbone_config, export
+from vitp.commands.finetune import FinetuneConfig, FinetuneResult, finetune
+from vitp.commands.pretrain import (
     DataConfig,
     ModelConfig,
     PretrainConfig,
@@ -34,10 +29,17 @@ from vitp.pretrain import (
     WarmStartConfig,
     pretrain,
 )
-from vitp.probe import ProbeConfig, ProbeResult, probe
+from vitp.commands.probe import ProbeConfig, ProbeResult, probe
+from vitp.config import Config, save
+from vitp.datasets.folder import LabelledConfig
+from vitp.datasets.masks import MaskFolderConfig
+from vitp.datasets.transforms import AugmentConfig as CropConfig
+from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
+from vitp.instruction.source import AugmentConfig, SourceConfig
+from vitp.instruction.tiling import TilingConfig
 from vitp.progress import Console
 from vitp.train.checkpoint import write_json
-from vitp.train.loop import prepare_output
+from vitp.train.loop import check_output, open_output
 from vitp.vlm.tiny import LanguageModelConfig
 from vitp.vlm.token_drop import TokenDropConfig
 
@@ -49,7 +51,7 @@ TITLES = {"scratch": "random weights", "vitp_no_vrl": "ViTP without VRL", "vitp"
 class DemoConfig(Config):
     """Sizes of the demo; `for_minutes` scales the pretraining to the time there is."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     size: int = 96
     train_scenes: int = 3000
     probe_scenes: int = 560  # labelled with their theme, half to train the probe on
@@ -312,7 +314,8 @@ def run_demo(
     console = console or Console()
     config = config or for_minutes(minutes, seed)
     begun, stage = time.perf_counter(), _Stages()
-    prepare_output(out, resume=False, overwrite=overwrite)
+    check_output(out, resume=False, overwrite=overwrite)
+    open_output(out, overwrite=overwrite)
     save(config, out / "recipe.yaml")
     with stage("scenes"):
         write_scenes(config, out / "scenes", console)
@@ -323,5 +326,6 @@ def run_demo(
     outcome = Outcome(config, out, pretrained, exported, probes, tuned, seconds, stage.seconds)
     numbers = summary(outcome)
     report = write_demo_report(outcome, numbers)
+    numbers["seconds"] = round(time.perf_counter() - begun, 1)  # the report's own pictures and answers included
     write_json(out / "numbers.json", numbers)
     return DemoResult(report, numbers)

@@ -22,11 +22,11 @@ def _recompress(image: Tensor, quality: int) -> Tensor:
     return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).contiguous()
 
 
-def _crop(image: Tensor, min_scale: float, rng: np.random.Generator) -> Tensor:
+def _crop(image: Tensor, side: float, down: float, across: float) -> Tensor:
+    """The window of relative size `side` whose free space is split by `down` and `across`, all in [0, 1]."""
     height, width = image.shape[-2:]
-    side = float(np.sqrt(rng.uniform(min_scale, 1.0)))
     h, w = max(1, round(height * side)), max(1, round(width * side))
-    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    top, left = round(down * (height - h)), round(across * (width - w))
     return image[:, top : top + h, left : left + w]
 
 
@@ -60,7 +60,8 @@ def augment(
         images = [torch.rot90(x, turns, (-2, -1)) for x in images]
         moves.append(rotate90(turns))
     if config.crop_min_scale < 1.0 and not has_boxes:
-        images = [_crop(x, config.crop_min_scale, rng) for x in images]
+        side, down, across = float(np.sqrt(rng.uniform(config.crop_min_scale, 1.0))), rng.random(), rng.random()
+        images = [_crop(x, side, down, across) for x in images]  # one window for all, so that pairs stay aligned
     if config.jpeg:  # released: quality 75-100
         images = [_recompress(x.contiguous(), int(rng.integers(75, 101))) for x in images]
     if has_boxes and moves:

@@ -55,6 +55,12 @@ class ChatFormat:
         self._tokens: OrderedDict[str, list[int]] = OrderedDict()
         self._spans: OrderedDict[tuple[Turn, ...], tuple[str, list[tuple[int, int]]]] = OrderedDict()
 
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer in this template."""
+        encoded = self.encode((Turn("user", "a"), Turn("assistant", "b")), [])
+        return int(encoded.ids[encoded.answers[-1][1] - 1])
+
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(found, int) or found == self.tokenizer.unk_token_id:

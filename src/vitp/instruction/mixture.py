@@ -1,9 +1,9 @@
 """The order of the data as arithmetic: which sample stands at a position of the stream.
 
-Sources are mixed by weight. In one epoch a source of n samples with weight w gives round(w n) samples: all of them
-floor(w) times, and for the fraction a window of a fixed random order that moves on every epoch, so that a weight of
-0.1 has shown every sample once after ten epochs. The epoch is then shuffled by a keyed permutation computed index by
-index. No list is shuffled and nothing is stored: position -> sample is O(1).
+Sources are mixed by weight. In one epoch a source of n samples with weight w gives round(w n) samples, and at least
+one: all of them floor(w) times, and for the fraction a window of a fixed random order that moves on every epoch, so
+that no sample is shown twice before every other was shown once. The epoch is
+then shuffled by a keyed permutation computed index by index. No list is shuffled and nothing is stored: position -> sample is O(1).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
+
+from vitp.errors import DataError
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 _ROUNDS = 6
@@ -56,14 +58,14 @@ class Mixture:
         """Sizes in samples and weights above 0, one each per source.
 
         Raises:
-            ValueError: no source gives a single sample per epoch.
+            DataError: every source is empty.
         """
         self.sizes, self.seed = sizes, seed
-        self.taken = [round(size * weight) if size else 0 for size, weight in zip(sizes, weights, strict=True)]
+        self.taken = [max(1, round(size * weight)) if size else 0 for size, weight in zip(sizes, weights, strict=True)]
         self.ends = list(accumulate(self.taken))
         self.epoch_length = self.ends[-1] if self.ends else 0
         if self.epoch_length == 0:
-            raise ValueError("the sources give no sample at all: raise a weight or add data")
+            raise DataError("the sources hold no sample at all; name other files in data.sources")
 
     def _key(self, *parts: int) -> int:
         key = _mix(self.seed)

@@ -19,6 +19,7 @@ from vitp.errors import DataError, TrainingError
 from vitp.images.decode import read_rgb
 from vitp.instruction.augment import augment
 from vitp.instruction.chat import ChatFormat, Encoded
+from vitp.instruction.grammar import parse_boxes
 from vitp.instruction.mixture import Mixture
 from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
 from vitp.instruction.source import Source
@@ -215,13 +216,14 @@ class StepBuilder:
         return {**self.__dict__, "_images": OrderedDict(), "_image_bytes": 0}
 
     def _read(self, source: Source, name: str, where: str) -> Tensor:
-        path = str(source.image_path(name))
-        found = self._images.get(path)
-        if found is not None:
-            self._images.move_to_end(path)
-            return found
         try:
-            image = read_rgb(source.image_path(name))
+            file = source.image_path(name)
+            path = str(file)
+            found = self._images.get(path)
+            if found is not None:
+                self._images.move_to_end(path)
+                return found
+            image = read_rgb(file)
         except DataError as error:
             raise DataError(str(error), where) from error
         self._images[path] = image
@@ -237,6 +239,9 @@ class StepBuilder:
             DataError: the sample or one of its images is unusable.
         """
         sample = source.sample(index)
+        for turn in sample.turns:
+            if "<box>" in turn.text:
+                parse_boxes(turn.text)  # what `vitp check` calls unusable is not trained on
         if text_only:
             sample = without_images(sample)
         images = [self._read(source, name, sample.where) for name in sample.images]
@@ -245,7 +250,8 @@ class StepBuilder:
             images, sample = augment(images, sample, source.config.augment, rng)
         tiling = self.tiling
         if source.config.max_tiles is not None:
-            tiling = tiling.model_copy(update={"max_tiles": source.config.max_tiles})
+            most = source.config.max_tiles
+            tiling = tiling.model_copy(update={"max_tiles": most, "min_tiles": min(tiling.min_tiles, most)})
         cut = [cut_tiles(image, tiling, self.tile_size, len(images)) for image in images]
         encoded = self.chat.encode(sample.turns, [len(t) * self.tokens_per_tile for t in cut], sample.where)
         n = int(encoded.visual.sum())
@@ -264,12 +270,13 @@ class StepBuilder:
                 laid = self.sample(source, index, step, slot, text_only=step < self.text_steps)
                 return laid, f"{source.config.name}[{index}]"
             except DataError as error:
+                where = error.where or source.where(index)
                 replacement = int(generator(self.seed, Purpose.REPLACEMENT, position, attempt).integers(len(source)))
                 skipped.append(
                     {
                         "source": source.config.name,
                         "sample": index,
-                        "where": error.where,
+                        "where": where,
                         "reason": error.reason,
                         "replaced_by": replacement,
                     }

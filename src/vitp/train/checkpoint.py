@@ -124,7 +124,7 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
         name, _, key = full.rpartition("::")
         parameter = parameters[name]
         state = optimizer.state[parameter]
-        state[key] = value.to(parameter.device) if value.ndim else value.clone()
+        state[key] = value.to(parameter.device)  # the step count too: fused AdamW wants it beside the parameter
 
 
 def save_checkpoint(

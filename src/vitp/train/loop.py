@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -23,21 +23,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitp.config import Config
-from vitp.errors import CheckpointError, OutputError, TrainingError
-from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint, write_json
+from vitp.errors import CheckpointError, OutputError, TrainingError, VitpError
+from vitp.train.checkpoint import list_checkpoints, load_checkpoint, raise_if_full, save_checkpoint, write_json
 from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor, set_lr
 from vitp.train.trackers import Tracker
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoopConfig(Config):
     """What every training run sets, whatever its task."""
 
     steps: int = Field(default=8000, ge=1)  # released scripts; plateau in paper Fig. 5
-    seed: int = Field(default=42, ge=0)  # the released trainer's default
+    seed: int = Field(default=42, ge=0, lt=2**63)  # the released trainer's default
     warmup: float = Field(default=0.2, ge=0)  # released scripts: share of the steps; from 1 on: number of steps
     weight_decay: float = Field(default=0.01, ge=0)  # released scripts
     decay_vectors: bool = False  # True decays biases, norms and scales too, as the released optimiser does in effect
-    betas: tuple[float, float] = (0.9, 0.999)  # released scripts
+    betas: tuple[Share, Share] = (0.9, 0.999)  # released scripts
     eps: float = Field(default=1e-8, gt=0)  # released scripts
     clip_norm: float = Field(default=1.0, ge=0)  # released trainer's default; 0 switches clipping off
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # released: bf16; auto takes it where the hardware has it
@@ -100,20 +102,26 @@ class TrainResult:
 
     step: int
     loss: float
-    seconds: float
+    seconds: float  # of training, earlier sessions of a resumed run included
     checkpoint: Path
     counts: dict[str, float]
     skipped: int
 
 
-class _Steps(Dataset[StepBatch]):
-    """The steps of a task as a map-style data set, so that torch's worker processes can lay them out ahead."""
+class _Steps(Dataset[StepBatch | VitpError]):
+    """The steps of a task as a map-style data set, so that torch's worker processes can lay them out ahead.
+
+    A user's mistake comes back as a value: raised in a worker it would arrive as a traceback.
+    """
 
     def __init__(self, task: Task) -> None:
         self.step_batch = task.step_batch
 
-    def __getitem__(self, step: int) -> StepBatch:
-        return self.step_batch(step)
+    def __getitem__(self, step: int) -> StepBatch | VitpError:
+        try:
+            return self.step_batch(step)
+        except VitpError as error:
+            return error
 
 
 def _start_worker(_: int) -> None:
@@ -127,16 +135,23 @@ def _batches(task: Task, config: LoopConfig, start: int) -> Iterator[StepBatch]:
         workers = max(0, min(8, (os.cpu_count() or 1) - 1))
     if workers == 0:
         return (task.step_batch(step) for step in range(start, config.steps))
-    loader: DataLoader[StepBatch] = DataLoader(
+    loader: DataLoader[StepBatch | VitpError] = DataLoader(
         _Steps(task),
         batch_size=None,
         sampler=range(start, config.steps),
         num_workers=workers,
-        prefetch_factor=4,
+        prefetch_factor=2,
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if os.name == "posix" else None,
     )
-    return iter(loader)
+    return _raising(iter(loader))
+
+
+def _raising(batches: Iterator[StepBatch | VitpError]) -> Iterator[StepBatch]:
+    for batch in batches:
+        if isinstance(batch, VitpError):
+            raise batch
+        yield batch
 
 
 def choose_device(name: str) -> torch.device:
@@ -160,26 +175,52 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return any(bool(probe()) for probe in probes if probe is not None)
 
 
-def prepare_output(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make `out` ready for a run.
+MARKER = ".vitp-run"  # stands in every folder vitp made for a run; nothing else is ever overwritten or resumed
+
+
+def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """See whether a run may use `out`; changes nothing.
 
     Raises:
-        OutputError: it is a file, or not empty while neither `resume` nor `overwrite` was said.
+        OutputError: it is a file or below one, or not empty while neither `resume` nor `overwrite` was said, or not a
+            folder that vitp made.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; choose another 'out' folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise OutputError(f"{place} is a file; choose another 'out' folder than {out}")
     if resume and overwrite:
         raise OutputError("say either --resume or --overwrite, not both")
-    if overwrite:
-        if not (out / "recipe.yaml").is_file() and not (out / "tokenizer").is_dir():
-            raise OutputError(f"{out} was not written by vitp (no recipe.yaml in it), so it is not overwritten")
-        shutil.rmtree(out)
-    elif not resume:
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if (resume or overwrite) and not (out / MARKER).is_file():
         raise OutputError(
-            f"{out} is not empty: add --resume to continue that run, --overwrite to start it anew, or choose another 'out'"
+            f"{out} was not written by vitp (no {MARKER} in it), so nothing in it is touched; choose another 'out' folder"
         )
+    if not resume and not overwrite:
+        raise OutputError(
+            f"{out} is not empty: add --resume to continue that run, --overwrite to delete it and start anew, or choose "
+            "another 'out'"
+        )
+
+
+def open_output(out: Path, *, overwrite: bool) -> None:
+    """Make the run's folder, emptied of an earlier run when `overwrite`; call `check_output` first.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if overwrite and (out / MARKER).is_file():
+            for item in out.iterdir():
+                if item.is_dir() and not item.is_symlink():
+                    shutil.rmtree(item)
+                else:
+                    item.unlink()
+        (out / MARKER).touch()
+    except OSError as error:
+        raise_if_full(error, out)
+        raise OutputError(f"{out} cannot be made ({error.strerror}); choose another 'out' folder") from error
 
 
 def _cut_lines(path: Path, step: int) -> None:
@@ -198,11 +239,13 @@ def _cut_lines(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, micro: Any, model: nn.Module) -> TrainingError:
+def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, model: nn.Module) -> TrainingError:
+    """Save what is needed to look at step `step` (1-based) and say where."""
     folder = out / "failed" / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    if micro is not None:
-        save_file({k: v.contiguous().cpu() for k, v in micro.tensors().items()}, folder / "batch.safetensors")
+    for i, micro in enumerate(batch.micros):
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in micro.tensors().items()}
+        save_file(tensors, folder / f"batch_{i}.safetensors")
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     write_json(folder / "samples.json", {"step": step, "samples": batch.samples, "non_finite_parameters": bad})
     first = f", the first at {batch.samples[0]}" if batch.samples else ""
@@ -241,16 +284,17 @@ class _Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 loss_sum, logs = self.task.loss(moved)
             part = loss_sum.float() / batch.weight
-            part.backward()  # type: ignore[no-untyped-call]
+            if part.requires_grad:  # a text-only pack reaches no trained part when the language model is frozen
+                part.backward()  # type: ignore[no-untyped-call]
             loss += float(part.detach())
             if not math.isfinite(loss):
-                raise _stop_not_finite(self.out, step, "the loss", batch, micro, self.model)
+                raise _stop_not_finite(self.out, step + 1, "the loss", batch, self.model)
             for key, value in logs.items():
                 extra[key] = extra.get(key, 0.0) + value
         limit = self.config.clip_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         if not math.isfinite(norm):
-            raise _stop_not_finite(self.out, step, "the gradient", batch, batch.micros[0], self.model)
+            raise _stop_not_finite(self.out, step + 1, "the gradient", batch, self.model)
         factor = lr_factor(step, self.config.steps, self.config.warmup, self.starts)
         set_lr(self.optimizer, factor)
         self.optimizer.step()
@@ -311,10 +355,9 @@ def train(
         CheckpointError: the checkpoint does not fit.
         OutputError: no space left.
     """
-    begun = time.perf_counter()
     run = _Run(task, config, out, schedule_starts)
     fingerprint = json.loads(json.dumps(fingerprint or {}))
-    start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0}
+    start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0, "seconds": 0.0}
     checkpoints = list_checkpoints(out) if resume else []
     if checkpoints:
         state = load_checkpoint(checkpoints[-1], run.model, run.optimizer)
@@ -334,6 +377,7 @@ def train(
             done = time.perf_counter()
             loss = numbers["loss"]
             logs = tracker.step(step + 1, numbers, batch, wait=got - waited_from, busy=done - got)
+            total["seconds"] += time.perf_counter() - waited_from
             _count(total, batch, config.max_skipped_share, out)
             if progress is not None:
                 progress.update(step + 1, config.steps, logs)
@@ -342,7 +386,9 @@ def train(
                 state = {"total": total, "fingerprint": fingerprint, "loss": loss}
                 last_saved = save_checkpoint(out, step + 1, run.model, run.optimizer, state, config.keep_last)
             waited_from = time.perf_counter()
+    except OSError as error:
+        raise_if_full(error, out)
+        raise
     finally:
         tracker.close()
-    seconds = time.perf_counter() - begun
-    return TrainResult(config.steps, loss, seconds, last_saved, total, int(total["skipped"]))
+    return TrainResult(config.steps, loss, total["seconds"], last_saved, total, int(total["skipped"]))

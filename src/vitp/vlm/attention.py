@@ -148,6 +148,13 @@ def use_packed_attention(language_model: nn.Module) -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
     config = language_model.config
     name = type(language_model).__name__
+    head = language_model.get_output_embeddings()  # type: ignore[operator]
+    scaled = [k for k in ("logit_scale", "logits_scaling", "final_logit_softcapping") if getattr(config, k, None)]
+    if not hasattr(language_model, "model") or head is None or getattr(head, "bias", None) is not None or scaled:
+        raise CheckpointError(
+            f"{name} does more than multiply hidden states by its output embedding ({', '.join(scaled) or 'head or layout'}): "
+            "choose a decoder such as Qwen2, Qwen3 or Llama"
+        )
     kinds = getattr(config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in kinds):
         raise CheckpointError(f"{name} has layers of kind {sorted(set(kinds))}: only full attention can be packed")

@@ -14,7 +14,6 @@ from vitp.instruction.chat import ChatFormat
 from vitp.instruction.sample import IMAGE_MARK, Turn
 from vitp.instruction.tiling import TilingConfig, cut_tiles
 from vitp.vlm.model import VisionLanguageModel
-from vitp.vlm.tokenizer import TURN_END
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def answer(
     """
     assert not model.training, "call model.eval() first"
     chat = ChatFormat(tokenizer)
-    end = tokenizer.convert_tokens_to_ids(TURN_END)
+    end = chat.end_token_id
     device = next(model.parameters()).device
     groups: dict[tuple[int, int], list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
     for i, question in enumerate(questions):

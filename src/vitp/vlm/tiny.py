@@ -55,6 +55,22 @@ def build_language_model(config: LanguageModelConfig, vocabulary: int, seed: int
     return model
 
 
+def language_model_of(folder: Path) -> nn.Module:
+    """The language model whose transformers configuration a run saved, with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: holds no language model configuration; the run's folder is incomplete"
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    assert isinstance(model, nn.Module)
+    return model
+
+
 def load_language_model(path: str, vocabulary: int) -> nn.Module:
     """Any transformers causal LM, its embedding rows extended to `vocabulary` when tokens were added.
 
@@ -64,7 +80,9 @@ def load_language_model(path: str, vocabulary: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
         raise CheckpointError(

@@ -63,7 +63,7 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
         raise CheckpointError(f"{path}: no tokenizer can be loaded{hint}: {str(error).splitlines()[0]}") from error

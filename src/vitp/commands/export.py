@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import vitp
 from vitp.backbone.vit import BackboneConfig, save_backbone
+from vitp.commands.pretrain import PretrainConfig, load_run
 from vitp.config import write_text
 from vitp.errors import CheckpointError, VitpError
-from vitp.pretrain import PretrainConfig, load_run
-from vitp.train.checkpoint import write_json
+from vitp.train.checkpoint import list_checkpoints, write_json
 
 FORMATS = ("timm",)
 
@@ -62,7 +62,9 @@ def timm_parity(tower: nn.Module, config: BackboneConfig, path: Path) -> float:
     return float((ours - again.forward_features(x)).abs().max())
 
 
-def model_card(config: PretrainConfig, backbone: BackboneConfig, provenance: dict[str, Any], call: str) -> str:
+def model_card(
+    config: PretrainConfig, backbone: BackboneConfig, provenance: dict[str, Any], call: str, file: str, done: int
+) -> str:
     """Markdown: what it is, from which data and licences, how to open it, how it was made."""
     sources = "\n".join(
         f"| {s.name} | {s.modality or 'not stated'} | {s.weight:g} | {s.licence or 'not stated: ask the data owner'} |"
@@ -84,7 +86,7 @@ A vision transformer pretrained by visual instruction (ViTP, arXiv 2509.17562) w
 ```python
 import timm, vitp
 model = {call}
-backbone = vitp.load_backbone({Path("backbone.safetensors").name!r})  # any image size, four feature maps
+backbone = vitp.load_backbone({file!r})  # any image size, four feature maps
 ```
 
 `{backbone.architecture}`, {backbone.image_size} px, patch {backbone.patch_size}; pixels in [0, 1] normalised with
@@ -92,7 +94,8 @@ mean {backbone.mean} and std {backbone.std}.
 
 ## Pretraining
 
-{config.steps} steps of {config.batch_size} samples from {start}; language model: {language}; visual tokens dropped (VRL):
+{done} of {config.steps + config.warm_start.steps} steps ({config.warm_start.steps} of them text only), {config.batch_size}
+samples a step with images, from {start}; language model: {language}; visual tokens dropped (VRL):
 {vrl.ratio:.0%} on {vrl.probability:.0%} of the samples; seed {config.seed}. The full recipe is in the weights' metadata.
 
 ## Data and licences
@@ -129,23 +132,25 @@ def export(run: Path | str, *, to: str = "timm", path: Path | None = None) -> Ex
     if path.suffix != ".safetensors":
         raise VitpError(f"{path}: the weights are written as safetensors; give a name that ends in .safetensors")
     model, _, config = load_run(folder)
+    done = _read_json(list_checkpoints(folder)[-1] / "state.json")
     backbone = backbone_config(config)
     provenance = _read_json(folder / "provenance.json")
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    save_backbone(
-        path, model.tower, backbone, {"recipe": recipe, "provenance": json.dumps(provenance), "name": config.name}
-    )
-    difference = timm_parity(model.tower, backbone, path)
-    if not difference <= 1e-4:
-        path.unlink()
-        raise CheckpointError(
-            f"{path}: the weights re-loaded through timm differ by {difference:.3g}; nothing was kept"
-        )
+    trial = path.with_name(f".{path.stem}.trial.safetensors")  # an earlier export stays until the new one is proved
+    about = {"recipe": recipe, "provenance": json.dumps(provenance), "name": config.name}
+    try:
+        save_backbone(trial, model.tower, backbone, about)
+        difference = timm_parity(model.tower, backbone, trial)
+        if not difference <= 1e-4:
+            raise CheckpointError(f"{path}: re-loaded through timm the weights differ by {difference:.3g}; not written")
+        trial.replace(path)
+    finally:
+        trial.unlink(missing_ok=True)
     call = timm_call(backbone, path)
     described = path.with_suffix(".json")
     write_json(described, timm_config(backbone, int(model.tower.num_features)))  # type: ignore[arg-type]
     card = path.with_suffix(".md")
-    write_text(card, model_card(config, backbone, provenance, call))
+    write_text(card, model_card(config, backbone, provenance, call, path.name, int(done["step"])))
     return ExportResult(path, described, card, difference, call)
 
 

@@ -122,7 +122,7 @@ def _describe(stats: SourceStats) -> str:
     return f"{text}; {tasks}" if tasks else text
 
 
-def check(
+def check_sources(
     sources: Sequence[Source],
     decode: bool = False,
     workers: int = 1,

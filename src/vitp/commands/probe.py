@@ -24,10 +24,10 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images
 
 from vitp.backbone.vit import BackboneConfig, ViTBackbone
+from vitp.commands.finetune import start_backbone
 from vitp.config import Config
 from vitp.datasets.folder import LabelledConfig, few_shot, read_labelled, split_stratified
 from vitp.errors import TrainingError
-from vitp.finetune import start_backbone
 from vitp.recipes import load_recipe
 from vitp.train.loop import choose_device, uses_bf16
 

@@ -14,20 +14,29 @@ from pydantic import Field, model_validator
 
 import vitp
 from vitp.backbone.vit import BackboneConfig
-from vitp.check import CheckReport, check
 from vitp.config import Config, save
-from vitp.errors import CheckpointError, DataError
+from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
 from vitp.instruction.chat import ChatFormat
+from vitp.instruction.check import CheckReport, check_sources
 from vitp.instruction.pack import PackLimits, StepBuilder
 from vitp.instruction.source import Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.recipes import load_recipe
 from vitp.tasks.pretraining import PretrainingTask
-from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, write_json
-from vitp.train.loop import LoopConfig, Progress, TrainResult, choose_device, prepare_output, train, uses_bf16
+from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, raise_if_full, write_json
+from vitp.train.loop import (
+    LoopConfig,
+    Progress,
+    TrainResult,
+    check_output,
+    choose_device,
+    open_output,
+    train,
+    uses_bf16,
+)
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
-from vitp.vlm.tiny import LanguageModelConfig, build_language_model, load_language_model
+from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
 from vitp.vlm.token_drop import TokenDropConfig
 from vitp.vlm.tokenizer import build_tokenizer, load_tokenizer
 
@@ -73,9 +82,9 @@ class PretrainConfig(LoopConfig):
     vrl: TokenDropConfig = TokenDropConfig()
     loss_weighting: Weighting = "sample"  # what the released micro-batch of one amounts to
     batch_size: int = Field(default=128, ge=1)  # released scripts, all GPUs together
-    lr_tower: float = Field(default=2e-5, ge=0)  # released scripts, one rate for all parts
-    lr_projector: float = Field(default=2e-5, ge=0)
-    lr_language_model: float = Field(default=2e-5, ge=0)
+    lr_tower: float = Field(default=2e-5, ge=0, allow_inf_nan=False)  # released scripts, one rate for all parts
+    lr_projector: float = Field(default=2e-5, ge=0, allow_inf_nan=False)
+    lr_language_model: float = Field(default=2e-5, ge=0, allow_inf_nan=False)
     warm_start: WarmStartConfig = WarmStartConfig()
     max_tokens_per_pack: int = Field(default=16384, ge=16)  # language-model positions of one forward pass
     max_tiles_per_pack: int = Field(default=64, ge=1)  # about what 80 GB holds at the paper's size
@@ -93,6 +102,14 @@ class PretrainConfig(LoopConfig):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _warm_start_trains(self) -> PretrainConfig:
+        if self.warm_start.steps and self.lr_language_model == 0:
+            raise ValueError(
+                "warm_start trains the language model on text, but lr_language_model is 0: set one of them"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """Where the run is written."""
@@ -105,7 +122,6 @@ class PretrainResult:
 
     out: Path
     train: TrainResult
-    check: CheckReport
 
 
 # Values a resumed run may change: where it is written and how it is watched, not what it computes.
@@ -127,6 +143,7 @@ def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, 
             flat[prefix] = value
 
     walk("", config.model_dump(mode="json", exclude=_FREE))
+    flat["precision"] = "bf16" if uses_bf16(config.precision, choose_device(config.device)) else "fp32"
     for i, source in enumerate(sources):
         flat.pop(f"data.sources.{i}.root", None)
         flat[f"data.sources.{i}.content"] = source.fingerprint()
@@ -173,30 +190,43 @@ def _texts(sources: Sequence[Source], limit: int = 200_000) -> Iterator[str]:
                 yield turn.text.replace("<image>", "")
 
 
-def build_model(config: PretrainConfig, tokenizer: Any) -> VisionLanguageModel:
+def build_model(config: PretrainConfig, tokenizer: Any, run: Path | None = None) -> VisionLanguageModel:
     """The model of a recipe with its initial weights, drawn from the recipe's seed.
+
+    Args:
+        config: the recipe.
+        tokenizer: the model's.
+        run: a run whose weights will be loaded next; nothing is then read from the places the recipe names.
 
     Raises:
         CheckpointError: given weights do not fit.
+        ConfigError: the parts do not fit together.
     """
     tower_config, language = config.model.tower, config.model.language_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         tower = tower_config.create()
-        if language.path is None:
+        if run is not None:
+            language_model = language_model_of(run / "language_model")
+        elif language.path is None:
             language_model = build_language_model(language, len(tokenizer), config.seed)
         else:
             language_model = load_language_model(language.path, len(tokenizer))
-        model = VisionLanguageModel(
-            tower,
-            language_model,
-            image_size=tower_config.image_size,
-            factor=config.model.pixel_shuffle,
-            mean=tower_config.mean,
-            std=tower_config.std,
-            drop_path=tower_config.drop_path,
-        )
-    if tower_config.weights is not None:
+        try:
+            model = VisionLanguageModel(
+                tower,
+                language_model,
+                image_size=tower_config.image_size,
+                factor=config.model.pixel_shuffle,
+                mean=tower_config.mean,
+                std=tower_config.std,
+                drop_path=tower_config.drop_path,
+            )
+        except VitpError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+    if tower_config.weights is not None and run is None:
         load_model(model.tower, load_tensors(tower_config.weights), tower_config.weights)
     return model
 
@@ -210,9 +240,11 @@ def prefer_plain_attention(model: VisionLanguageModel, config: PretrainConfig) -
                 setattr(module, "fused_attn", False)  # noqa: B010 - Module declares tensors only
 
 
-def build_task(config: PretrainConfig, sources: Sequence[Source], tokenizer: Any) -> PretrainingTask:
+def build_task(
+    config: PretrainConfig, sources: Sequence[Source], tokenizer: Any, run: Path | None = None
+) -> PretrainingTask:
     """Model, data and learning rates of a recipe."""
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, run)
     builder = StepBuilder(
         sources,
         ChatFormat(tokenizer),
@@ -243,7 +275,8 @@ def build_task(config: PretrainConfig, sources: Sequence[Source], tokenizer: Any
 
 
 def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[str], None]) -> CheckReport:
-    report = check(sources)
+    say(f"checking {sum(len(s) for s in sources)} samples")
+    report = check_sources(sources)
     found = report.count("error")
     if found:
         first = report.errors[0]
@@ -251,6 +284,13 @@ def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[s
             raise DataError(
                 f"{first.message}; {first.fix} ({found} finding{'s' if found > 1 else ''} in all: `vitp check` lists them; "
                 "data.bad_samples=skip trains without these samples)",
+                first.where,
+            )
+        share = len(report.bad) / max(1, sum(len(s) for s in sources))
+        if share > config.max_skipped_share:
+            raise DataError(
+                f"{share:.0%} of the samples are unusable, more than max_skipped_share {config.max_skipped_share:.0%}, the first "
+                f"because {first.message}; mend them or raise max_skipped_share",
                 first.where,
             )
         say(f"{len(report.bad)} unusable samples will be replaced by others of their source (listed in skipped.jsonl)")
@@ -283,41 +323,54 @@ def pretrain(
         say: receives lines worth reading (which parts train, what is replaced).
 
     Returns:
-        the run's folder, the training result and the check's report.
+        the run's folder and the training result; the check's report is in its check.json.
 
     Raises:
         VitpError: any mistake the user can mend, before training where it can be seen before.
     """
     config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
     out = config.folder
+    check_output(out, resume=resume, overwrite=overwrite)
     sources = [Source(s) for s in config.data.sources]
-    report = _checked(sources, config, say)
-    prepare_output(out, resume=resume, overwrite=overwrite)
-    if resume and (out / "recipe.yaml").is_file():
-        tokenizer = load_tokenizer(str(out / "tokenizer"))
-    elif config.model.language_model.path is not None:
-        tokenizer = load_tokenizer(config.model.language_model.path)
+    resumed = resume and (out / "recipe.yaml").is_file()
+    if resumed:
+        task = build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
     else:
-        tokenizer = build_tokenizer(_texts(sources), config.model.language_model.vocabulary)
-    task = build_task(config, sources, tokenizer)
+        report = _checked(sources, config, say)
+        language = config.model.language_model
+        if language.path is not None:
+            tokenizer = load_tokenizer(language.path)
+        else:
+            tokenizer = build_tokenizer(_texts(sources), language.vocabulary)
+        task = build_task(config, sources, tokenizer)
+        open_output(out, overwrite=overwrite)
+        _describe(out, config, tokenizer, task, report)
     prefer_plain_attention(task.model, config)
     _say_parts(task, say)
-    if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
-        tokenizer.save_pretrained(out / "tokenizer")
-        write_json(out / "provenance.json", provenance())
-        write_json(out / "check.json", report.to_json())
-        save(config, out / "recipe.yaml")  # last: where it stands, the others are complete
-    total = config.model_copy(update={"steps": config.steps + config.warm_start.steps})
+    warm = config.warm_start.steps
     result = train(
         task,
-        total,
+        config.model_copy(update={"steps": config.steps + warm}),
         out,
         resume=resume,
         progress=progress,
-        schedule_starts=(0, config.warm_start.steps) if config.warm_start.steps else (0,),
+        schedule_starts=(0, warm) if warm else (0,),
         fingerprint=fingerprint(config, sources),
     )
-    return PretrainResult(out, result, report)
+    return PretrainResult(out, result)
+
+
+def _describe(out: Path, config: PretrainConfig, tokenizer: Any, task: PretrainingTask, report: CheckReport) -> None:
+    """Everything but weights that it takes to open the run again; the recipe last, as the sign that all is there."""
+    try:
+        tokenizer.save_pretrained(out / "tokenizer")
+        task.model.language_model.config.save_pretrained(out / "language_model")  # type: ignore[operator,union-attr]
+    except OSError as error:
+        raise_if_full(error, out)
+        raise
+    write_json(out / "provenance.json", provenance())
+    write_json(out / "check.json", report.to_json())
+    save(config, out / "recipe.yaml")
 
 
 def load_run(run: Path | str) -> tuple[VisionLanguageModel, Any, PretrainConfig]:
@@ -334,7 +387,7 @@ def load_run(run: Path | str) -> tuple[VisionLanguageModel, Any, PretrainConfig]
         raise CheckpointError(f"{folder} holds no complete checkpoint yet; let the run reach its first one")
     config = load_recipe(PretrainConfig, folder / "recipe.yaml")
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, run=folder)
     weights = checkpoints[-1] / "model.safetensors"
     load_model(model, load_tensors(weights), weights)
     return model.eval(), tokenizer, config

@@ -19,7 +19,16 @@ from vitp.metrics.segmentation import SegmentationScores
 from vitp.recipes import load_recipe
 from vitp.tasks.segment import InferenceConfig, SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
 from vitp.train.checkpoint import write_json
-from vitp.train.loop import LoopConfig, Progress, TrainResult, choose_device, prepare_output, train, uses_bf16
+from vitp.train.loop import (
+    LoopConfig,
+    Progress,
+    TrainResult,
+    check_output,
+    choose_device,
+    open_output,
+    train,
+    uses_bf16,
+)
 
 
 class FinetuneConfig(LoopConfig):
@@ -150,15 +159,16 @@ def finetune(
     """
     config = recipe if isinstance(recipe, FinetuneConfig) else load_recipe(FinetuneConfig, recipe, overrides)
     out = config.folder
+    check_output(out, resume=resume, overwrite=overwrite)
     data = MaskFolder(config.data)
     report = data.check()
     _say_data(data, report, say)
     backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
-    prepare_output(out, resume=resume, overwrite=overwrite)
     task = build_task(config, data, backbone)
     for group in task.parameter_groups():
         say(f"{group.name}: {group.size / 1e6:.2f} M parameters, {f'lr {group.lr:.3g}' if group.lr else 'frozen'}")
     if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
+        open_output(out, overwrite=overwrite)
         save(config, out / "recipe.yaml")
     trained = train(task, config, out, resume=resume, progress=progress, fingerprint=_fingerprint(config, data))
     device = choose_device(config.device)
