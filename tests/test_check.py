@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitp import check as check_module
 from vitp.errors import DataError
+from vitp.instruction import check as check_module
 from vitp.instruction.check import check_sources as check
 from vitp.instruction.check import task_of
 from vitp.instruction.source import AugmentConfig, Source, SourceConfig
