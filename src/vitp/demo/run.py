@@ -54,11 +54,12 @@ class DemoConfig(Config):
     seed: int = Field(default=0, ge=0)
     size: int = 96
     train_scenes: int = 3000
+    turns: int = 3  # questions about a scene; more cost language-model tokens, fewer cost scenes
     probe_scenes: int = 560  # labelled with their theme, half to train the probe on
-    test_scenes: int = 200
+    test_scenes: int = 120
     labelled_scenes: int = 24  # few-shot segmentation
-    steps: int = 420
-    batch_size: int = 24
+    steps: int = 300
+    batch_size: int = 32
     warm_steps: int = 60
     finetune_steps: int = 110
     finetune_seeds: tuple[int, ...] = (0, 1, 2)
@@ -201,7 +202,16 @@ def write_scenes(config: DemoConfig, folder: Path, console: Console) -> None:
     )
     for name, count, first in parts:
         with console.bar(f"scenes ({name})", "scenes") as bar:
-            write_dataset(folder / name, count, config.seed, scene, first_index=first, workers=2, progress=bar)
+            write_dataset(
+                folder / name,
+                count,
+                config.seed,
+                scene,
+                first_index=first,
+                turns_per_image=config.turns,
+                workers=2,
+                progress=bar,
+            )
 
 
 def interval(values: Sequence[float]) -> float:
