@@ -2,8 +2,8 @@
 
 Sources are mixed by weight. In one epoch a source of n samples with weight w gives round(w n) samples, and at least
 one: all of them floor(w) times, and for the fraction a window of a fixed random order that moves on every epoch, so
-that no sample is shown twice before every other was shown once. The epoch is
-then shuffled by a keyed permutation computed index by index. No list is shuffled and nothing is stored: position -> sample is O(1).
+that no sample is shown twice before every other was shown once. The epoch is then shuffled by a keyed permutation
+computed index by index. No list is shuffled and nothing is stored: position -> sample is O(1).
 """
 
 from __future__ import annotations
