@@ -26,6 +26,7 @@ from vitp.train.loop import (
     check_output,
     choose_device,
     open_output,
+    recipe_fingerprint,
     train,
     uses_bf16,
 )
@@ -87,16 +88,9 @@ class FinetuneResult:
         }
 
 
-# Values a resumed run may change: where it is written and how it is watched, not what it computes.
-_FREE = {"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device", "inference"}
-
-
 def _fingerprint(config: FinetuneConfig, data: MaskFolder) -> dict[str, Any]:
     """What must be equal for a resumed run to be the same run, by dotted path, with the names of the images."""
-    flat: dict[str, Any] = {}
-    for key, value in config.model_dump(mode="json", exclude=_FREE).items():
-        inner = value.items() if isinstance(value, dict) and key != "backbone_config" else None
-        flat.update({f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value})
+    flat = recipe_fingerprint(config, free={"inference"})
     flat.pop("data.root")
     names = "\n".join(item.image.relative_to(data.config.root).as_posix() for item in data.items)
     flat["data.images"] = hashlib.sha256(names.encode()).hexdigest()

@@ -31,6 +31,7 @@ from vitp.train.loop import (
     check_output,
     choose_device,
     open_output,
+    recipe_fingerprint,
     train,
     uses_bf16,
 )
@@ -124,26 +125,9 @@ class PretrainResult:
     train: TrainResult
 
 
-# Values a resumed run may change: where it is written and how it is watched, not what it computes.
-_FREE = {"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device"}
-
-
 def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for i, inner in enumerate(value):
-                walk(f"{prefix}.{i}", inner)
-        else:
-            flat[prefix] = value
-
-    walk("", config.model_dump(mode="json", exclude=_FREE))
-    flat["precision"] = "bf16" if uses_bf16(config.precision, choose_device(config.device)) else "fp32"
+    flat = recipe_fingerprint(config)
     for i, source in enumerate(sources):
         flat.pop(f"data.sources.{i}.root", None)
         flat[f"data.sources.{i}.content"] = source.fingerprint()

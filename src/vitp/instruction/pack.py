@@ -28,7 +28,7 @@ from vitp.train.draws import Purpose, generator
 from vitp.train.loop import StepBatch
 from vitp.vlm.loss import Weighting, answer_weights
 from vitp.vlm.model import PackTensors
-from vitp.vlm.token_drop import TokenDropConfig, draw, kept_count
+from vitp.vlm.token_drop import TokenDropConfig, draw
 
 _ATTEMPTS = 10  # replacements tried for one unusable sample (released loader: 10)
 _SHAPE_MULTIPLE = 128  # see `join`; at most 127 idle positions a pack of thousands
@@ -317,8 +317,3 @@ class StepBuilder:
             samples=[where for _, where in drawn],
             skipped=skipped,
         )
-
-
-def expected_kept(visual: int, vrl: TokenDropConfig) -> float:
-    """Mean number of visual tokens that reach the language model."""
-    return vrl.probability * kept_count(visual, vrl.ratio) + (1 - vrl.probability) * visual

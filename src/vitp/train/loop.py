@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vitp.config import Config
+from vitp.config import Config, write_text
 from vitp.errors import CheckpointError, OutputError, TrainingError, VitpError
 from vitp.train.checkpoint import list_checkpoints, load_checkpoint, raise_if_full, save_checkpoint, write_json
 from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor, set_lr
@@ -234,9 +235,7 @@ def _cut_lines(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # a line cut in half by the kill
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, model: nn.Module) -> TrainingError:
@@ -300,6 +299,32 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": loss, "grad_norm": norm, "lr_factor": factor, **extra}
+
+
+# Values a resumed run may change: where it is written and how it is watched, not what it computes.
+_FREE = frozenset({"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device"})
+
+
+def recipe_fingerprint(config: LoopConfig, free: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    """The values of a recipe by dotted path, without those a resumed run may change (`free` names further ones).
+
+    The precision is the one in use, since ``auto`` may mean another on the machine where the run is resumed.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for i, inner in enumerate(value):
+                walk(f"{prefix}.{i}", inner)
+        else:
+            flat[prefix] = value
+
+    walk("", config.model_dump(mode="json", exclude=set(_FREE | free)))
+    flat["precision"] = "bf16" if uses_bf16(config.precision, choose_device(config.device)) else "fp32"
+    return flat
 
 
 def _check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
