@@ -16,7 +16,8 @@ from vitp.errors import OutputError
 
 SMALL = DemoConfig(
     size=48,
-    train_scenes=24,
+    mapped_scenes=20,
+    asked_scenes=4,
     probe_scenes=8 * len(THEMES),
     test_scenes=8,
     labelled_scenes=6,

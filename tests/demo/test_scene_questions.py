@@ -71,11 +71,18 @@ def test_answers_are_true_when_worked_out_again(scenes: list[Scene]) -> None:
                 check_grounding(scene, answer)
             elif task == "position" and found[0] in nouns:
                 check_place(scene, nouns[found[0]], answer)
+            elif task == "layout":
+                check_layout(scene, answer)
+            elif task == "part":
+                check_part(scene, question, answer)
             elif task == "caption":
                 for word, many in re.findall(r"\b(\w+) (\w+ ?\w+)[.,]", answer):
                     if word in phrases.NUMBERS and many in nouns:
                         assert phrases.NUMBERS[recount(scene, phrases.NOUNS[nouns[many]][1])] == word
-    assert all(checked[task] > 30 for task in ("caption", "theme", "count", "presence", "compare", "area", "region"))
+    assert all(
+        checked[task] > 30
+        for task in ("caption", "theme", "count", "presence", "compare", "area", "region", "layout", "part")
+    )
     assert all(checked[task] > 5 for task in ("grounding", "position", "relation"))
 
 
@@ -94,6 +101,42 @@ def check_place(scene: Scene, category: str, answer: str) -> None:
     x, y = (instance.bbox[0] + instance.bbox[2]) / 2 / 128, (instance.bbox[1] + instance.bbox[3]) / 2 / 128
     assert ("left" in answer, "right" in answer) == (x < 1 / 3, x > 2 / 3)
     assert ("top" in answer, "bottom" in answer) == (y < 1 / 3, y > 2 / 3)
+
+
+def check_layout(scene: Scene, answer: str) -> None:
+    names = {word: CLASSES.index(c) for c, word in phrases.PARTS.items()}
+    rows = [row.split(", ") for row in answer.split("; ")]
+    assert [len(row) for row in rows] == [4, 4, 4, 4]
+    for y, row in enumerate(rows):
+        for x, word in enumerate(row):
+            cell = scene.mask[y * 32 : (y + 1) * 32, x * 32 : (x + 1) * 32]
+            here = Counter(cell.ravel().tolist())
+            objects = {k: v for k, v in here.items() if k >= CLASSES.index("building")}
+            ground = {k: v for k, v in here.items() if k not in objects}
+            if objects and max(objects.values()) >= cell.size / 4:
+                assert objects[names[word]] == max(objects.values())
+            else:
+                assert ground[names[word]] == max(ground.values())
+
+
+def check_part(scene: Scene, question: str, answer: str) -> None:
+    names = {word: CLASSES.index(c) for c, word in phrases.PARTS.items()}
+    row = next((i for i, word in enumerate(phrases.ROWS) if word in question), 1)
+    column = next((i for i, word in enumerate(phrases.COLUMNS) if word in question), 1)
+    edges = (0, 43, 85, 128)
+    cell = scene.mask[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+    shares = [float((cell == names[word]).mean()) for word in answer.split(", ")]
+    assert shares == sorted(shares, reverse=True)
+    assert min(shares) >= 0.03
+    assert sum(shares) > 0.7
+
+
+def test_kinds_asked_of_every_scene_come_first(scenes: list[Scene]) -> None:
+    for index, scene in enumerate(scenes[:50]):
+        turns = instructions(scene, SEED, index, 3, always=("layout",))
+        assert [task for _, _, task in turns].count("layout") == 1
+        assert len(turns) == 3
+        assert [task for _, _, task in instructions(scene, SEED, index, 1, always=("layout", "part"))] == ["layout"]
 
 
 def test_relations_hold() -> None:

@@ -52,7 +52,9 @@ def test_rsicd_turns_and_their_dealing(tmp_path: Path) -> None:
         assert all(len(sample.turns) <= 2 * turns for sample in samples)
         answers = Counter(answer for _, _, answer in pairs(samples).elements())
         opened = 1 if turns < 3 else len(samples)  # with room, every record opens with the scene question
-        assert answers == Counter({"a ship is near, a pier.": 1, "two boats": 1, "port": opened})  # repeated caption once
+        assert answers == Counter(
+            {"a ship is near, a pier.": 1, "two boats": 1, "port": opened}
+        )  # repeated caption once
         if turns >= 3:
             assert all(sample.turns[1].text == "port" for sample in samples)
             assert {sample.turns[-1].text for sample in samples} == {"a ship is near, a pier.", "two boats"}

@@ -25,6 +25,7 @@ from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors, write_atomic
 
+_PLAIN_TOKENS = 400  # measured: above it the score matrix costs more than it saves
 STRIDES = (4, 8, 16, 32)  # what UPerNet and FPN heads expect
 METADATA = "vitp"  # key of the JSON in a weights file's safetensors metadata
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar"}
@@ -111,6 +112,21 @@ class BackboneConfig(Config):
         if not all(hasattr(model, part) for part in ("patch_embed", "blocks", "forward_intermediates")):
             raise ConfigError(f"backbone: '{self.architecture}' is not a plain ViT; take one of timm's vit_*")
         return cast(nn.Module, model)
+
+
+def choose_attention(vit: nn.Module, tokens: int, device: torch.device, *, bf16: bool) -> None:
+    """Switch timm's fused attention off where its unfused one is faster: short sequences on CPUs in bf16.
+
+    Args:
+        vit: whose attention modules are set.
+        tokens: of the longest sequence to come.
+        device: where it runs.
+        bf16: whether it runs in bf16 (bench/attention.py: in fp32 the fused one is faster at every length).
+    """
+    fused = not (device.type == "cpu" and bf16 and tokens <= _PLAIN_TOKENS)
+    for module in vit.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", fused)  # noqa: B010 - Module declares tensors only
 
 
 def resample_matrix(tokens: int, patch: int, stride: int, pixels: int, device: torch.device) -> Tensor:

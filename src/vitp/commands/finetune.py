@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from vitp.backbone.vit import BackboneConfig, ViTBackbone, load_backbone, random_backbone
+from vitp.backbone.vit import BackboneConfig, ViTBackbone, choose_attention, load_backbone, random_backbone
 from vitp.config import save
 from vitp.datasets.masks import MaskFolder, MaskFolderConfig, MaskReport
 from vitp.datasets.transforms import AugmentConfig
@@ -30,6 +31,8 @@ from vitp.train.loop import (
     train,
     uses_bf16,
 )
+
+_ANY_LENGTH = 1 << 30
 
 
 class FinetuneConfig(LoopConfig):
@@ -164,9 +167,12 @@ def finetune(
     if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
         open_output(out, overwrite=overwrite)
         save(config, out / "recipe.yaml")
-    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=_fingerprint(config, data))
     device = choose_device(config.device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)):
+    bf16 = uses_bf16(config.precision, device)
+    choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
+    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=_fingerprint(config, data))
+    choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         scores = score_masks(task.segmenter, data, data.test, config.inference).scores()
     if scores.absent:
         say(f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means")

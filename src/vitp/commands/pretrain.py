@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 
 import vitp
-from vitp.backbone.vit import BackboneConfig
+from vitp.backbone.vit import BackboneConfig, choose_attention
 from vitp.config import Config, save
 from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
 from vitp.instruction.chat import ChatFormat
@@ -215,15 +215,6 @@ def build_model(config: PretrainConfig, tokenizer: Any, run: Path | None = None)
     return model
 
 
-def prefer_plain_attention(model: VisionLanguageModel, config: PretrainConfig) -> None:
-    """On CPUs in bf16 use timm's unfused attention for short sequences: it is the faster one (bench/attention.py)."""
-    device = choose_device(config.device)
-    if device.type == "cpu" and uses_bf16(config.precision, device) and model.grid**2 <= 400:
-        for module in model.tower.modules():
-            if hasattr(module, "fused_attn"):
-                setattr(module, "fused_attn", False)  # noqa: B010 - Module declares tensors only
-
-
 def build_task(
     config: PretrainConfig, sources: Sequence[Source], tokenizer: Any, run: Path | None = None
 ) -> PretrainingTask:
@@ -329,7 +320,9 @@ def pretrain(
         task = build_task(config, sources, tokenizer)
         open_output(out, overwrite=overwrite)
         _describe(out, config, tokenizer, task, report)
-    prefer_plain_attention(task.model, config)
+    device = choose_device(config.device)
+    model = task.model
+    choose_attention(model.tower, model.grid**2, device, bf16=uses_bf16(config.precision, device))
     _say_parts(task, say)
     warm = config.warm_start.steps
     result = train(

@@ -21,7 +21,7 @@ from PIL import Image
 from vitp.config import write_text
 from vitp.demo.classes import CATEGORIES, CLASSES, PALETTE
 from vitp.demo.instances import Instance, area
-from vitp.demo.questions import instructions
+from vitp.demo.questions import Task, instructions
 from vitp.demo.render import SceneConfig, draw_pair, draw_scene
 from vitp.demo.themes import THEMES
 from vitp.errors import OutputError
@@ -94,6 +94,7 @@ class _Job:
     config: SceneConfig
     turns: int
     image_format: ImageFormat
+    always: tuple[Task, ...] = ()
 
 
 def write_dataset(
@@ -106,6 +107,7 @@ def write_dataset(
     workers: int = 1,
     progress: Progress | None = None,
     image_format: ImageFormat = "png",
+    always: Sequence[Task] = (),
 ) -> DatasetFiles:
     """Draw scenes first_index .. first_index + count - 1 into a folder; the same bytes for any number of workers.
 
@@ -124,6 +126,7 @@ def write_dataset(
         workers: processes. More than one starts fresh interpreters, so a script needs ``if __name__ == "__main__":``.
         progress: called with (done, total) now and then.
         image_format: of the images; masks are always PNG.
+        always: kinds of questions asked of every scene; the rest is drawn from all other kinds.
 
     Raises:
         OutputError: the folder cannot be written to or already holds a finished data set.
@@ -142,7 +145,7 @@ def write_dataset(
         count=count,
     )
     _prepare((files.images, files.masks), files.instructions)
-    job = _Job(out, seed, config, turns_per_image, image_format)
+    job = _Job(out, seed, config, turns_per_image, image_format, tuple(always))
     with _text_file(files.instructions) as (stream, finish):
         index = _Index()
         for records in _in_order(partial(_write_scenes, job), _chunks(first_index, count), workers):
@@ -231,7 +234,7 @@ def _write_scenes(job: _Job, indices: range) -> list[_Record]:
         name = f"images/{index:06d}{_SUFFIX[job.image_format]}"
         _write_image(job.out / name, Image.fromarray(scene.image))
         _write_image(job.out / "masks" / f"{index:06d}.png", _indexed(scene.mask, PALETTE))
-        turns = instructions(scene, job.seed, index, job.turns)
+        turns = instructions(scene, job.seed, index, job.turns, job.always)
         conversations = []
         for i, (question, answer, _) in enumerate(turns):
             conversations.append({"from": "human", "value": f"<image>\n{question}" if i == 0 else question})

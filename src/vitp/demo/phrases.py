@@ -21,6 +21,23 @@ COVERS: dict[str, str] = {
     "building": "buildings",
 }
 
+# Mask class -> its word where one word stands for what a part of the image shows.
+PARTS: dict[str, str] = {
+    "background": "open ground",
+    "water": "water",
+    "road": "paved ground",
+    "field": "cropland",
+    "forest": "trees",
+    "building": "buildings",
+    "ship": "ships",
+    "aircraft": "aircraft",
+    "vehicle": "vehicles",
+    "tank": "storage tanks",
+    "court": "sports courts",
+}
+ROWS = ("upper", "middle", "lower")
+COLUMNS = ("left", "centre", "right")
+
 # Theme -> (label, with article).
 PLACES: dict[str, tuple[str, str]] = {
     "airport": ("airport", "an airport"),
@@ -171,4 +188,14 @@ REGION = (
     "What is in the region {box}?",
     "Which kind of object does {box} hold?",
     "Name the object inside {box}.",
+)
+LAYOUT = (
+    "Map what the image shows in a 4 by 4 grid, row by row.",
+    "Divide the image into 4 rows of 4 parts. What is in each part?",
+    "Write a coarse map of this view: 4 rows of 4 parts.",
+)
+PART = (
+    "What is in the {part} of the image?",
+    "Name what the {part} of the image shows, largest first.",
+    "List the contents of the {part}.",
 )

@@ -7,10 +7,11 @@ image border is not counted, shares close to the border between two answers are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitp.demo import phrases as say
 from vitp.demo.classes import CATEGORIES, CLASSES
@@ -20,14 +21,18 @@ from vitp.demo.render import Scene
 from vitp.instruction.grammar import SCALE, Box, print_boxes
 
 Task = Literal[
-    "caption", "theme", "count", "presence", "compare", "area", "position", "relation", "grounding", "region"
-]
+    "caption", "theme", "count", "presence", "compare", "area", "position", "relation", "grounding", "region",
+    "layout", "part",
+]  # fmt: skip
 Turn = tuple[str, str, Task]
 
 _MOST_COUNTED = 12  # more than a dozen is not counted at a glance
 _MOST_BOXES = 6
 _WHOLE = 0.5  # an object must be at least half visible for its category to be counted
 _PRESENT = 0.02  # share of the image from which a cover is surely noticed
+_GRID = 4  # parts a side of a coarse map
+_OBJECT_SHARE = 0.25  # of a part of the coarse map, from which an object is named rather than the ground around it
+_LISTED = (0.1, 0.03)  # shares of a ninth of the image from which ground cover and objects are named in a list
 _FRACTIONS = (
     (0.25, "less than a quarter"),
     (0.5, "between a quarter and a half"),
@@ -295,6 +300,41 @@ def _region(facts: _Facts) -> Turn | None:
     return facts.dice.pick(say.REGION).format(box=box), say.NOUNS[category][0], "region"
 
 
+def _part_shares(facts: _Facts, side: int, row: int, column: int) -> NDArray[np.float64]:
+    """Share of every class in one of side x side parts, [classes]."""
+    edges = [round(i * facts.size / side) for i in range(side + 1)]
+    part = facts.scene.mask[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+    return np.bincount(part.ravel(), minlength=len(CLASSES)) / part.size
+
+
+def _layout(facts: _Facts) -> Turn | None:
+    """A coarse map: of every part the object that fills a quarter of it, or else the ground it mostly shows."""
+    objects = CLASSES.index(CATEGORIES[0])
+    rows = []
+    for row in range(_GRID):
+        words = []
+        for column in range(_GRID):
+            shares = _part_shares(facts, _GRID, row, column)
+            thing = objects + int(shares[objects:].argmax())
+            shown = thing if shares[thing] >= _OBJECT_SHARE else int(shares[:objects].argmax())
+            words.append(say.PARTS[CLASSES[shown]])
+        rows.append(", ".join(words))
+    return facts.dice.pick(say.LAYOUT), "; ".join(rows), "layout"
+
+
+def _part(facts: _Facts) -> Turn | None:
+    """What a ninth of the image holds, largest first; unasked where a share is close to being named or not."""
+    row, column = facts.dice.whole(0, 2), facts.dice.whole(0, 2)
+    shares = _part_shares(facts, 3, row, column)
+    objects = CLASSES.index(CATEGORIES[0])
+    least = [_LISTED[i >= objects] for i in range(len(CLASSES))]
+    named = sorted((i for i in range(len(CLASSES)) if shares[i] >= least[i]), key=lambda i: -shares[i])
+    if any(0.6 * least[i] < shares[i] < least[i] for i in range(len(CLASSES))):
+        return None
+    part = "centre" if row == column == 1 else f"{say.ROWS[row]} {say.COLUMNS[column]}"
+    return facts.dice.pick(say.PART).format(part=part), ", ".join(say.PARTS[CLASSES[i]] for i in named), "part"
+
+
 _ASKERS: tuple[tuple[Asker, float], ...] = (
     (_caption, 1.2),
     (_theme, 1.0),
@@ -306,10 +346,19 @@ _ASKERS: tuple[tuple[Asker, float], ...] = (
     (_relation, 0.6),
     (_grounding, 1.3),
     (_region, 1.0),
+    (_layout, 0.8),
+    (_part, 1.2),
 )
+_BY_TASK: dict[Task, Asker] = {
+    "caption": _caption, "theme": _theme, "count": _count, "presence": _presence, "compare": _compare, "area": _area,
+    "position": _position, "relation": _relation, "grounding": _grounding, "region": _region, "layout": _layout,
+    "part": _part,
+}  # fmt: skip
 
 
-def instructions(scene: Scene, seed: int, index: int, count: int | None = None) -> list[Turn]:
+def instructions(
+    scene: Scene, seed: int, index: int, count: int | None = None, always: Sequence[Task] = ()
+) -> list[Turn]:
     """Questions about a scene with short, true answers.
 
     Args:
@@ -317,6 +366,7 @@ def instructions(scene: Scene, seed: int, index: int, count: int | None = None) 
         seed: with `index` the only source of chance in choice and wording.
         index: the scene's index.
         count: number of questions, no two alike; a very bare scene may yield fewer. None: one of every kind that applies.
+        always: kinds asked of every scene they apply to, before others are drawn; at most `count` of them.
 
     Returns:
         (question, answer, task) each, in random order.
@@ -326,9 +376,10 @@ def instructions(scene: Scene, seed: int, index: int, count: int | None = None) 
     if count is None:
         asked = [_try(asker, facts, 4) for asker, _ in _ASKERS]
         return dice.shuffled([turn for turn in asked if turn is not None])
-    turns: list[Turn] = []
-    seen: set[str] = set()
-    fresh = list(_ASKERS)
+    wanted = [_try(_BY_TASK[task], facts, 4) for task in always][:count]
+    turns = [turn for turn in wanted if turn is not None]
+    seen = {question for question, _, _ in turns}
+    fresh = [pair for pair in _ASKERS if pair[0] not in {_BY_TASK[task] for task in always}] or list(_ASKERS)
     for _ in range(count * 12):
         if len(turns) >= count:
             break
@@ -338,7 +389,7 @@ def instructions(scene: Scene, seed: int, index: int, count: int | None = None) 
             turns.append(turn)
             seen.add(turn[0])
         fresh = [pair for pair in fresh if pair[0] is not asker] or list(_ASKERS)
-    return turns
+    return dice.shuffled(turns) if always else turns
 
 
 def _try(asker: Asker, facts: _Facts, attempts: int) -> Turn | None:

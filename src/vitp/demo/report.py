@@ -58,7 +58,7 @@ def _dialogue(outcome: Outcome) -> Dialogue:
         image = read_rgb(source.image_path(sample.images[0]))
         items.append((image, question.replace("<image>", "").strip(), expected))
     given = answer(
-        model, tokenizer, [Question(i, q) for i, q, _ in items], tiling=config.data.tiling, max_new_tokens=48
+        model, tokenizer, [Question(i, q) for i, q, _ in items], tiling=config.data.tiling, max_new_tokens=80
     )
     rows = [
         DialogueItem(
@@ -126,7 +126,8 @@ def _comparison(outcome: Outcome, numbers: dict[str, Any]) -> Table:
         rows,
         caption=(
             f"Mean ± standard deviation over three seeds. Gain of ViTP over random weights in mIoU: "
-            f"{numbers['miou_gain']:+.1f} points, 95 % interval ± {numbers['miou_gain_ci95']:.1f} (paired by seed). "
+            f"{numbers['miou_gain']:+.1f} points, 95 % interval ± {numbers['miou_gain_ci95']:.1f} (paired by fine-tuning seed: each "
+            f"pretraining was run once). "
             f"Segmentation learns from {outcome.config.labelled_scenes} labelled scenes and is tested on "
             f"{outcome.config.test_scenes}; the probe tells {len(outcome.probes['vitp'].classes)} themes apart from "
             f"{outcome.probes['vitp'].train_images} labels."
@@ -202,12 +203,14 @@ def write_demo_report(outcome: Outcome, numbers: dict[str, Any]) -> Path:
         Text(
             "What happened",
             [
-                f"{outcome.config.train_scenes} procedural overhead scenes were drawn, with questions and answers about "
-                "each. A small vision transformer was put inside a vision-language model and the whole was trained end "
-                "to end on the answers: visual instruction pretraining. With Visual Robustness Learning (VRL) three "
-                "quarters of the visual tokens of every sample are dropped before the language model.",
+                f"{outcome.config.mapped_scenes + outcome.config.asked_scenes} procedural overhead scenes were drawn, "
+                f"with questions and answers about each: {outcome.config.mapped_scenes} of them ask for a coarse map in "
+                f"words, {outcome.config.asked_scenes} for captions, counts, comparisons, boxes and more. A small vision "
+                "transformer was put inside a vision-language model and the whole was trained end to end on the answers: "
+                "visual instruction pretraining. With Visual Robustness Learning (VRL) three quarters of the visual "
+                "tokens of every sample are dropped before the language model.",
                 "Then the transformer was taken out, opened with timm, and put to work on scenes it had never seen: "
-                "frozen, with a linear classifier, and fine-tuned for segmentation on a handful of labelled scenes. "
+                "frozen, with a linear classifier, and fine-tuned for segmentation on a few labelled scenes. "
                 "The same transformer with random weights is the yardstick.",
             ],
         ),

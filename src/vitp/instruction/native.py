@@ -134,9 +134,7 @@ def _short_answers_first(
     if room < 1 or not scene or not described:
         return _deal(image, [*scene, *asked, *described], per_record, where)
     count = max(len(described), -(-len(asked) // room))
-    return [
-        _record(image, [*scene, *asked[k::count], described[k % len(described)]], where) for k in range(count)
-    ]
+    return [_record(image, [*scene, *asked[k::count], described[k % len(described)]], where) for k in range(count)]
 
 
 def _rsicd_entries(args: NativeArgs) -> tuple[Path, list[dict[str, object]]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
+    core.train_from_iterator(_with_roles(texts), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=TURN_END,
@@ -52,6 +53,13 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+def _with_roles(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, and the words the chat template puts around them, as often as it will: each becomes one token."""
+    for text, role in zip(texts, cycle(("user", "assistant")), strict=False):
+        yield text
+        yield role
 
 
 def load_tokenizer(path: str) -> Any:
