@@ -30,12 +30,12 @@ from vitp.commands.pretrain import PretrainConfig, load_run, pretrain, provenanc
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import dump
 from vitp.datasets.folder import LabelledConfig
+from vitp.files import write_json
 from vitp.images.decode import read_rgb
 from vitp.instruction.native import labels
 from vitp.instruction.source import Source
 from vitp.progress import Console
 from vitp.recipes import load_recipe
-from vitp.train.checkpoint import write_json
 from vitp.vlm.generate import Question, answer
 
 ARMS = {"random": None, "vitp_no_vrl": "none", "vitp": "paper"}

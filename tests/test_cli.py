@@ -110,13 +110,13 @@ def test_full_disk_is_a_sentence(tmp_path: Path) -> None:
     if not full.exists() or os.name != "posix":
         pytest.skip("no /dev/full here")
     from vitp.errors import OutputError
-    from vitp.train.checkpoint import raise_if_full
+    from vitp.files import raise_if_unwritable
 
     try:
         with open(full, "wb", buffering=0) as handle:
             handle.write(b"x")
     except OSError as error:
         with pytest.raises(OutputError, match="no space left to write"):
-            raise_if_full(error, tmp_path / "model.safetensors")
+            raise_if_unwritable(error, tmp_path / "model.safetensors")
     else:
         pytest.fail("/dev/full took a byte")

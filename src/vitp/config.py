@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails
 
-from vitp.errors import ConfigError, OutputError
+from vitp.errors import ConfigError
+from vitp.files import write_text
 from vitp.yaml_lines import Document, Loc, parse, read, write
 
 Kinds = tuple[Any, ...]  # the types a value may have: the members of a union, or one type
@@ -105,26 +104,6 @@ def dump(config: Config) -> str:
 def save(config: Config, path: Path | str) -> None:
     """Write `dump(config)` to `path` atomically; raises OutputError where that is impossible."""
     write_text(Path(path), dump(config))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file atomically (temporary name in the same folder, fsync, rename).
-
-    Raises:
-        OutputError: the folder cannot be made or written to; nothing is left behind and an older file stays as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def _plain(value: Any) -> Any:

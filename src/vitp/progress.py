@@ -32,6 +32,26 @@ class TrainingProgress:
         self._show(step, steps, "  ".join(parts))
 
 
+def lines(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, int, str], None]:
+    """A receiver of (done, total, note) that says a line with the time left every 15 seconds, and one at the end."""
+    begun = last = time.monotonic()
+    first = 0
+
+    def show(done: int, total: int, note: str = "") -> None:
+        nonlocal last, begun, first
+        now = time.monotonic()
+        if first == 0:
+            first, begun = done, now
+        if now - last < _QUIET_SECONDS and done != total:
+            return
+        last = now
+        rate = (done - first) / max(1e-9, now - begun)
+        left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
+        say(f"{title}: {done}/{total} {unit}{left}  {note}".rstrip())
+
+    return show
+
+
 class Console:
     """Everything goes to standard error, so that standard output stays for results."""
 
@@ -46,7 +66,7 @@ class Console:
     @contextmanager
     def _shown(self, title: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
         if not self._live:
-            yield self._lines(title, unit)
+            yield lines(self.say, title, unit)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -61,24 +81,6 @@ class Console:
         with Progress(*columns, console=self._console, transient=False) as bar:
             task = bar.add_task(title, total=None, note="")
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
-
-    def _lines(self, title: str, unit: str) -> Callable[[int, int, str], None]:
-        begun = last = time.monotonic()
-        first = 0
-
-        def show(done: int, total: int, note: str) -> None:
-            nonlocal last, begun, first
-            now = time.monotonic()
-            if first == 0:
-                first, begun = done, now
-            if now - last < _QUIET_SECONDS and done != total:
-                return
-            last = now
-            rate = (done - first) / max(1e-9, now - begun)
-            left = f", {(total - done) / rate:.0f} s left" if rate > 0 and done < total else ""
-            self.say(f"{title}: {done}/{total} {unit}{left}  {note}")
-
-        return show
 
     @contextmanager
     def bar(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:

@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
-from vitp.train.checkpoint import load_model, load_tensors, model_tensors, write_atomic
+from vitp.files import write_atomic
+from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 
 _PLAIN_TOKENS = 400  # measured: above it the score matrix costs more than it saves
 STRIDES = (4, 8, 16, 32)  # what UPerNet and FPN heads expect

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import vitp
 from vitp.backbone.vit import BackboneConfig, save_backbone
 from vitp.commands.pretrain import PretrainConfig, load_run
-from vitp.config import write_text
 from vitp.errors import CheckpointError, VitpError
-from vitp.train.checkpoint import list_checkpoints, write_json
+from vitp.files import write_json, write_text
+from vitp.train.checkpoint import list_checkpoints
 
 FORMATS = ("timm",)
 

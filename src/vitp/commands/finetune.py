@@ -16,10 +16,10 @@ from vitp.backbone.vit import BackboneConfig, ViTBackbone, choose_attention, loa
 from vitp.config import save
 from vitp.datasets.masks import MaskFolder, MaskFolderConfig, MaskReport
 from vitp.datasets.transforms import AugmentConfig
+from vitp.files import write_json
 from vitp.metrics.segmentation import SegmentationScores
 from vitp.recipes import load_recipe
 from vitp.tasks.segment import InferenceConfig, SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
-from vitp.train.checkpoint import write_json
 from vitp.train.loop import (
     LoopConfig,
     Progress,

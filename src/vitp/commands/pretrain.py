@@ -16,14 +16,16 @@ import vitp
 from vitp.backbone.vit import BackboneConfig, choose_attention
 from vitp.config import Config, save
 from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
+from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckReport, check_sources
 from vitp.instruction.pack import PackLimits, StepBuilder
 from vitp.instruction.source import Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
+from vitp.progress import lines
 from vitp.recipes import load_recipe
 from vitp.tasks.pretraining import PretrainingTask
-from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, raise_if_full, write_json
+from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
 from vitp.train.loop import (
     LoopConfig,
     Progress,
@@ -251,7 +253,8 @@ def build_task(
 
 def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[str], None]) -> CheckReport:
     say(f"checking {sum(len(s) for s in sources)} samples")
-    report = check_sources(sources)
+    shown = lines(say, "checked", "samples")
+    report = check_sources(sources, progress=lambda done, total: shown(done, total, ""))
     found = report.count("error")
     if found:
         first = report.errors[0]
@@ -343,7 +346,7 @@ def _describe(out: Path, config: PretrainConfig, tokenizer: Any, task: Pretraini
         tokenizer.save_pretrained(out / "tokenizer")
         task.model.language_model.config.save_pretrained(out / "language_model")  # type: ignore[operator,union-attr]
     except OSError as error:
-        raise_if_full(error, out)
+        raise_if_unwritable(error, out)
         raise
     write_json(out / "provenance.json", provenance())
     write_json(out / "check.json", report.to_json())

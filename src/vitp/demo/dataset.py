@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitp.config import write_text
 from vitp.demo.classes import CATEGORIES, CLASSES, PALETTE
 from vitp.demo.instances import Instance, area
 from vitp.demo.questions import Task, instructions
 from vitp.demo.render import SceneConfig, draw_pair, draw_scene
 from vitp.demo.themes import THEMES
 from vitp.errors import OutputError
+from vitp.files import temporary_name, write_atomic, write_text
 
 ImageFormat = Literal["png", "jpeg"]
 Progress = Callable[[int, int], None]
@@ -273,20 +273,17 @@ def _write_image(path: Path, image: Image.Image) -> None:
         image.save(data, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     else:
         image.save(data, "PNG", compress_level=3)  # noise hardly compresses; 3 costs half the time of 6
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data.getbuffer())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another place or free space") from error
+    write_atomic(path, lambda temporary: _write_bytes(temporary, data.getbuffer()), durable=False)
+
+
+def _write_bytes(path: Path, data: memoryview) -> None:
+    path.write_bytes(data)
 
 
 @contextmanager
 def _text_file(path: Path) -> Iterator[tuple[TextIO, Callable[[], None]]]:
     """A text file that gets its name only when the second value is called; otherwise it vanishes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as stream:
 

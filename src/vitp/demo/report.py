@@ -126,8 +126,8 @@ def _comparison(outcome: Outcome, numbers: dict[str, Any]) -> Table:
         rows,
         caption=(
             f"Mean ± standard deviation over three seeds. Gain of ViTP over random weights in mIoU: "
-            f"{numbers['miou_gain']:+.1f} points, 95 % interval ± {numbers['miou_gain_ci95']:.1f} (paired by fine-tuning seed: each "
-            f"pretraining was run once). "
+            f"{numbers['miou_gain']:+.1f} points, 95 % interval ± {numbers['miou_gain_ci95']:.1f} "
+            f"(paired by fine-tuning seed; each pretraining was run once). "
             f"Segmentation learns from {outcome.config.labelled_scenes} labelled scenes and is tested on "
             f"{outcome.config.test_scenes}; the probe tells {len(outcome.probes['vitp'].classes)} themes apart from "
             f"{outcome.probes['vitp'].train_images} labels."

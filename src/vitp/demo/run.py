@@ -36,10 +36,10 @@ from vitp.datasets.masks import MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig as CropConfig
 from vitp.demo.questions import Task
 from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
+from vitp.files import write_json
 from vitp.instruction.source import AugmentConfig, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import Console
-from vitp.train.checkpoint import write_json
 from vitp.train.loop import check_output, open_output
 from vitp.vlm.tiny import LanguageModelConfig
 from vitp.vlm.token_drop import TokenDropConfig

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 import vitp
-from vitp.config import write_text
+from vitp.files import write_text
 from vitp.report.charts import (
     SMOOTH_ABOVE,
     STYLES,

@@ -24,9 +24,10 @@ from vitp.config import Config
 from vitp.datasets.masks import MaskFolder
 from vitp.datasets.transforms import AugmentConfig, augment
 from vitp.errors import CheckpointError
+from vitp.files import write_atomic
 from vitp.heads.fcn import FCNHead, random_head
 from vitp.metrics.segmentation import IGNORE, SegmentationMetric
-from vitp.train.checkpoint import load_model, load_tensors, model_tensors, write_atomic
+from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 from vitp.train.draws import Purpose, generator
 from vitp.train.loop import StepBatch
 from vitp.train.optim import ParameterGroup

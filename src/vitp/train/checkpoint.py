@@ -6,11 +6,9 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitp.errors import CheckpointError, OutputError
+from vitp.errors import CheckpointError
+from vitp.files import raise_if_unwritable, write_json
 
 FOLDER = "checkpoints"
-
-
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
-
-    Raises:
-        OutputError: no space left, or the place is not writable; `path` is then what it was before.
-    """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        temporary.unlink(missing_ok=True)
-        raise_if_full(error, path)
-        raise
-
-
-def raise_if_full(error: Exception, path: Path) -> None:
-    """Turn 'no space left' and 'not writable' into an OutputError; return if `error` is neither."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left on device" in str(error):
-        raise OutputError(f"no space left to write {path}: free some space, or choose another 'out' folder") from error
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another 'out' folder") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomic(path, lambda p: _write_text(p, json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -148,7 +110,7 @@ def save_checkpoint(
             {k: v.contiguous().cpu() for k, v in _optimizer_tensors(model, optimizer).items()},
             temporary / "optimizer.safetensors",
         )
-        _write_text(temporary / "state.json", json.dumps({"step": step, **state}, indent=2) + "\n")
+        write_json(temporary / "state.json", {"step": step, **state})
         for file in temporary.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
@@ -157,7 +119,7 @@ def save_checkpoint(
         os.replace(temporary, final)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise_if_full(error, final)
+        raise_if_unwritable(error, final)
         raise
     for old in list_checkpoints(out)[:-keep_last]:
         shutil.rmtree(old)

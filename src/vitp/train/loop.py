@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vitp.config import Config, write_text
+from vitp.config import Config
 from vitp.errors import CheckpointError, OutputError, TrainingError, VitpError
-from vitp.train.checkpoint import list_checkpoints, load_checkpoint, raise_if_full, save_checkpoint, write_json
+from vitp.files import raise_if_unwritable, write_json, write_text
+from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor, set_lr
 from vitp.train.trackers import Tracker
 
@@ -220,7 +221,7 @@ def open_output(out: Path, *, overwrite: bool) -> None:
                     item.unlink()
         (out / MARKER).touch()
     except OSError as error:
-        raise_if_full(error, out)
+        raise_if_unwritable(error, out)
         raise OutputError(f"{out} cannot be made ({error.strerror}); choose another 'out' folder") from error
 
 
@@ -412,7 +413,7 @@ def train(
                 last_saved = save_checkpoint(out, step + 1, run.model, run.optimizer, state, config.keep_last)
             waited_from = time.perf_counter()
     except OSError as error:
-        raise_if_full(error, out)
+        raise_if_unwritable(error, out)
         raise
     finally:
         tracker.close()

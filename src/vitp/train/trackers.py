@@ -18,7 +18,7 @@ class Tracker:
     """
 
     def __init__(self, out: Path, start: int, last: int, every: int, peak_lr: dict[str, float]) -> None:
-        """A run from `start` finished steps to `last`; the first and the last step always get a line."""
+        """A run from `start` finished steps to `last`; the first, the last and every checkpoint's step get a line too."""
         out.mkdir(parents=True, exist_ok=True)
         self.last, self.every, self.peak_lr = last, every, peak_lr
         self._log: IO[str] = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
@@ -31,12 +31,13 @@ class Tracker:
     def _open_board(out: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1 if start else None)
+        return SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def _reset(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
         self._steps, self._wait, self._busy = 0, 0.0, 0.0
+        self._newest_step, self._factor = 0, 0.0
 
     def step(
         self, step: int, numbers: dict[str, float], batch: StepBatch, wait: float, busy: float
@@ -59,11 +60,13 @@ class Tracker:
         self._steps += 1
         self._wait += wait
         self._busy += busy
+        self._newest_step, self._factor = step, numbers["lr_factor"]
         if step % self.every == 0 or step in (1, self.last):
-            self._write(step, numbers["lr_factor"])
+            self._write()
         return self.newest
 
-    def _write(self, step: int, factor: float) -> None:
+    def _write(self) -> None:
+        step, factor = self._newest_step, self._factor
         seconds = max(1e-9, self._wait + self._busy)
         line: dict[str, float] = {"step": step}
         line.update({k: v / self._steps for k, v in self._sums.items() if k != "lr_factor"})
@@ -88,7 +91,9 @@ class Tracker:
         self._reset()
 
     def flush(self) -> None:
-        """Push everything written so far to the files."""
+        """Push everything to the files; a window cut short gets its line, so that a resumed run's lines are the same."""
+        if self._steps:
+            self._write()
         self._log.flush()
         self._skipped.flush()
         self._board.flush()
