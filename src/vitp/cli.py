@@ -55,18 +55,30 @@ def check(
     recipe: Recipe,
     overrides: Overrides = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full, not just its header.")] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", help="Folder of downstream images; pretraining images among them are listed."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a recipe's data: file, line and the fix. Exit code 2 when there are errors."""
     from vitp.commands.check import check as run_check
+    from vitp.commands.check import check_leakage
     from vitp.progress import Console
 
     with Console().bar("check", "samples") as bar:
-        report = run_check(recipe, overrides or [], decode=decode, progress=bar)
-    for line in report.lines():
+        report = run_check(recipe, overrides or [], decode=decode, workers=workers, progress=bar)
+    lines, found = report.lines(), report.to_json()
+    if against:
+        with Console().bar("compare", "images") as bar:
+            leaks = check_leakage(recipe, against, overrides or [], workers=workers, progress=bar)
+        lines += leaks.lines()
+        found["leakage"] = leaks.to_json()
+    for line in lines:
         typer.echo(line, err=as_json)
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        typer.echo(json.dumps(found))
     if report.errors:
         raise typer.Exit(2)
 
