@@ -50,7 +50,8 @@ def realistic(n: int, seed: int) -> Ints:
 
 def rows_of(mixture: Mixture, table: Ints, step: int, batch: int) -> dict[int, Ints]:
     """Position -> row of the length table, for one step."""
-    places = ((p, mixture.at(p)) for p in step_positions(step, batch))
+    positions = step_positions(step, batch)
+    places = zip(positions, mixture.at_many(positions), strict=True)
     return {p: table[(place.source * 7919 + place.index) % len(table)] for p, place in places}
 
 

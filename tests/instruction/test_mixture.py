@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitp.errors import DataError
-from vitp.instruction.mixture import Mixture, permute
+from vitp.instruction.mixture import Mixture, permute, permute_many
 
 
 @given(n=st.integers(1, 3000), key=st.integers(0, 2**63))
@@ -77,3 +78,30 @@ def test_empty_mixture_is_refused() -> None:
 def test_a_small_source_is_never_left_out() -> None:
     mixture = Mixture([1000, 4], [1.0, 0.1], seed=0)
     assert sum(count for (source, _), count in epoch(mixture, 0).items() if source == 1) == 1
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
+def test_permuting_many_is_permuting_each(n: int, key: int) -> None:
+    indices = np.random.default_rng(n).integers(0, n, 50)
+    assert permute_many(indices, n, key).tolist() == [permute(int(i), n, key) for i in indices]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.floats(0.05, 3.7)), min_size=1, max_size=5).filter(
+        lambda s: any(n for n, _ in s)
+    ),
+    st.integers(0, 3000),
+    st.integers(0, 200),
+)
+def test_many_places_are_each_place(sources: list[tuple[int, float]], start: int, count: int) -> None:
+    mixture = Mixture([n for n, _ in sources], [w for _, w in sources], 5)
+    positions = range(start, start + count)
+    assert mixture.at_many(positions) == [mixture.at(p) for p in positions]
+
+
+def test_many_places_far_along_a_huge_mixture() -> None:
+    mixture = Mixture([10**9, 3 * 10**6], [1.0, 0.25], 1)
+    positions = range(10**12 + 7, 10**12 + 135)
+    assert mixture.at_many(positions) == [mixture.at(p) for p in positions]

@@ -12,6 +12,9 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vitp.errors import DataError
 
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -40,6 +43,35 @@ def permute(index: int, n: int, key: int) -> int:
         index = (left << half) | right
         if index < n:
             return index
+
+
+_GOLDEN, _FIRST, _SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def _mix_many(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`_mix` of every value; unsigned arithmetic wraps as the mask does."""
+    values = values + _GOLDEN
+    values = (values ^ (values >> np.uint64(30))) * _FIRST
+    values = (values ^ (values >> np.uint64(27))) * _SECOND
+    return values ^ (values >> np.uint64(31))
+
+
+def permute_many(indices: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
+    """`permute` of every index, int64 [m]."""
+    if n == 1:
+        return np.zeros_like(indices)
+    half = np.uint64(((n - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(_mix((key + number) & _MASK)) for number in range(_ROUNDS)]
+    found = indices.astype(np.uint64)
+    walking = np.arange(len(found))
+    while len(walking):
+        left, right = found[walking] >> half, found[walking] & mask
+        for round_key in keys:
+            left, right = right, left ^ (_mix_many(right ^ round_key) & mask)
+        found[walking] = (left << half) | right
+        walking = walking[found[walking] >= n]
+    return found.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -85,3 +117,29 @@ class Mixture:
             return Place(source, within % size, epoch)
         moved = (epoch * fraction + within - repeats * size) % size
         return Place(source, permute(moved, size, self._key(2, source)), epoch)
+
+    def at_many(self, positions: range) -> list[Place]:
+        """`at` of consecutive positions, about ten times as fast for a hundred of them."""
+        places: list[Place] = []
+        start = positions.start
+        while start < positions.stop:
+            epoch, offset = divmod(start, self.epoch_length)
+            stop = min(positions.stop, (epoch + 1) * self.epoch_length)
+            offsets = np.arange(offset, offset + stop - start)
+            places += self._in_epoch(epoch, permute_many(offsets, self.epoch_length, self._key(1, epoch)))
+            start = stop
+        return places
+
+    def _in_epoch(self, epoch: int, slots: NDArray[np.int64]) -> list[Place]:
+        """The samples at shuffled places of one epoch."""
+        sources = np.searchsorted(self.ends, slots, side="right")
+        indices = np.zeros_like(slots)
+        for source in np.unique(sources).tolist():
+            here = sources == source
+            within = slots[here] - (self.ends[source] - self.taken[source])
+            size = self.sizes[source]
+            repeats, fraction = divmod(self.taken[source], size)
+            moved = (epoch * fraction + within - repeats * size) % size
+            picked = permute_many(moved, size, self._key(2, source)) if fraction else moved
+            indices[here] = np.where(within < repeats * size, within % size, picked)
+        return [Place(s, i, epoch) for s, i in zip(sources.tolist(), indices.tolist(), strict=True)]
