@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vitp.commands.finetune import finetune
     from vitp.commands.pretrain import load_run, pretrain
     from vitp.commands.probe import probe
+    from vitp.commands.synthesize import synthesize
     from vitp.errors import VitpError
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "load_run": "vitp.commands.pretrain",
     "pretrain": "vitp.commands.pretrain",
     "probe": "vitp.commands.probe",
+    "synthesize": "vitp.commands.synthesize",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "load_run",
     "pretrain",
     "probe",
+    "synthesize",
 ]
 
 

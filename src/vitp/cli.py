@@ -84,6 +84,32 @@ def check(
 
 
 @app.command()
+def synthesize(
+    root: Annotated[Path, typer.Argument(help="Folder of a labelled data set.")],
+    out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="YAML file with further keys.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn labels (COCO, DOTA, VOC, class folders, masks, change pairs, captions) into instruction data."""
+    from vitp.commands.synthesize import SynthesizeConfig
+    from vitp.commands.synthesize import synthesize as run
+    from vitp.config import load
+    from vitp.progress import Console
+    from vitp.recipes import find_recipe
+
+    places = [f"root={json.dumps(str(root))}", f"out={json.dumps(str(out))}"]
+    places += ["overwrite=true"] if overwrite else []
+    config = load(SynthesizeConfig, recipe, [*places, *(overrides or [])], find=find_recipe)
+    with Console().bar("synthesize", "images") as bar:
+        result = run(config, progress=bar)
+    for line in result.lines():
+        typer.echo(line, err=as_json)
+    _finish(result.to_json(), as_json)
+
+
+@app.command()
 def pretrain(
     recipe: Recipe,
     overrides: Overrides = None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vitp.errors import OutputError
 
@@ -40,6 +40,29 @@ def write_atomic(path: Path, write: Callable[[Path], None], *, durable: bool = T
         if isinstance(error, OSError):
             raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
         raise
+
+
+@contextmanager
+def text_stream(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file that takes its name once the block has ended well; otherwise it vanishes.
+
+    Raises:
+        OutputError: no space left, or the place is not writable; an older file stays as it was.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise_if_unwritable(error, path)
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def temporary_name(path: Path) -> Path:

@@ -8,11 +8,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, TextIO, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from vitp.demo.questions import Task, instructions
 from vitp.demo.render import SceneConfig, draw_pair, draw_scene
 from vitp.demo.themes import THEMES
 from vitp.errors import OutputError
-from vitp.files import temporary_name, write_atomic, write_text
+from vitp.files import text_stream, write_atomic, write_text
 
 ImageFormat = Literal["png", "jpeg"]
 Progress = Callable[[int, int], None]
@@ -146,7 +145,7 @@ def write_dataset(
     )
     _prepare((files.images, files.masks), files.instructions)
     job = _Job(out, seed, config, turns_per_image, image_format, tuple(always))
-    with _text_file(files.instructions) as (stream, finish):
+    with text_stream(files.instructions) as stream:
         index = _Index()
         for records in _in_order(partial(_write_scenes, job), _chunks(first_index, count), workers):
             for record in records:
@@ -155,7 +154,6 @@ def write_dataset(
             if progress is not None:
                 progress(len(index.names), count)
         _write_shared(files, index, first_index, config.size)
-        finish()
     return files
 
 
@@ -278,26 +276,6 @@ def _write_image(path: Path, image: Image.Image) -> None:
 
 def _write_bytes(path: Path, data: memoryview) -> None:
     path.write_bytes(data)
-
-
-@contextmanager
-def _text_file(path: Path) -> Iterator[tuple[TextIO, Callable[[], None]]]:
-    """A text file that gets its name only when the second value is called; otherwise it vanishes."""
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-
-            def finish() -> None:
-                stream.flush()
-                os.fsync(stream.fileno())
-                os.replace(temporary, path)
-
-            yield stream, finish
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another place or free space") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _prepare(folders: Sequence[Path], last: Path) -> None:

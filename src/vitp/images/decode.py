@@ -127,7 +127,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
         with image:
             if depth := _deep_pixels(image, stream):
                 found = f"holds {depth} pixels, and only 8-bit images can be read as they are"
-                fix = "convert it to 8 bit with a scaling that suits the data"
+                fix = "give a pretraining source `images.raster` with a scaling, or convert it to 8 bit"
                 raise ImageError("image-deep", found, fix, where)
             if min(image.size) < 1:
                 raise _damaged(ValueError(f"{image.width} x {image.height} pixels"), path)

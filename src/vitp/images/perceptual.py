@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from vitp.images.decode import read_rgb
+from vitp.images.raster import RasterConfig
+from vitp.images.read import ImageConfig, read_image
 
 SIDE = 32
 _FREQUENCIES = slice(1, 9)  # 8 x 8 of them, without those that are constant along an axis
@@ -32,13 +33,16 @@ ORIENTATIONS: tuple[tuple[bool, bool, bool], ...] = tuple(
 )
 
 
+_ANY = ImageConfig(raster=RasterConfig())  # scaling is of no consequence: brightness and contrast do not count
+
+
 def thumbnail(path: Path) -> NDArray[np.float32]:
     """An image file as grey levels 0-255, [32, 32]; the aspect ratio is not kept.
 
     Raises:
         ImageError: it cannot be read.
     """
-    pixels = read_rgb(path).float()
+    pixels = read_image(path, _ANY).float()
     grey = (pixels * torch.tensor(_LUMA).view(3, 1, 1)).sum(0)
     small = functional.interpolate(grey[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)[0, 0]
     found: NDArray[np.float32] = small.numpy()

@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vitp.errors import DataError
-from vitp.images.decode import MAX_PIXELS, ImageError, read_rgb, read_size
+from vitp.errors import DataError, MissingExtraError
+from vitp.images.decode import MAX_PIXELS, ImageError
+from vitp.images.read import image_size, read_image
 from vitp.instruction.grammar import GrammarError, parse_boxes
 from vitp.instruction.records import RecordError
 from vitp.instruction.sample import Sample
@@ -171,7 +172,7 @@ class _Checker:
     def __init__(self, sources: Sequence[Source], decode: bool) -> None:
         self._sources = sources
         self._decode = decode
-        self._images: dict[str, tuple[Size | None, list[Finding]]] = {}
+        self._images: dict[tuple[int, str], tuple[Size | None, list[Finding]]] = {}
 
     def part(self, job: tuple[int, int, int]) -> _Part:
         """Check the samples [start, stop) of a source."""
@@ -192,6 +193,8 @@ class _Checker:
             notes = [*_text_notes(sample, source), *self._image_notes(sample, source, part)]
         except DataError as error:
             return error.where or source.where(index), [_note(error)]
+        except MissingExtraError:  # nothing is wrong with the data, and every further image would say the same
+            raise
         except Exception as error:  # a defect of ours must not hide the rest of the report
             fix = "please report this, with the record"
             found = f"raises {type(error).__name__}: {error}"
@@ -210,13 +213,13 @@ class _Checker:
             except DataError as error:
                 yield _note(error, f"image {name} ")
                 continue
-            key = str(path)
+            key = (id(source), str(path))  # two sources may read one file with different scalings
             if key not in self._images:
                 if len(self._images) >= _CACHED_IMAGES:
                     self._images.clear()
                 self._images[key] = _inspect(source, name, self._decode)
             size, notes = self._images[key]
-            part.image_hashes.add(_hash(key))
+            part.image_hashes.add(_hash(str(path)))
             if size is not None:
                 part.smallest = min(filter(None, (part.smallest, size)), key=math.prod)
                 part.largest = max(filter(None, (part.largest, size)), key=math.prod)
@@ -227,12 +230,12 @@ def _inspect(source: Source, name: str, decode: bool) -> tuple[Size | None, list
     """Size of an image file and what is wrong with it."""
     path = source.image_path(name)
     try:
-        width, height = read_size(path)
+        width, height = image_size(path, source.config.images)
         if width * height > MAX_PIXELS:
             found = f"image {name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed"
             return (width, height), [_finding("error", "image-too-large", found, "cut it into smaller images")]
         if decode:
-            read_rgb(path)
+            read_image(path, source.config.images)
     except DataError as error:
         return None, [_note(error, f"image {name} ")]
     if min(width, height) < MIN_SIDE:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitp.errors import DataError, TrainingError
-from vitp.images.decode import read_rgb
+from vitp.images.read import read_image
 from vitp.instruction.augment import augment
 from vitp.instruction.chat import ChatFormat, Encoded
 from vitp.instruction.grammar import parse_boxes
@@ -209,7 +209,7 @@ class StepBuilder:
         self.tiling, self.vrl, self.weighting, self.limits = tiling, vrl, weighting, limits
         self.text_steps, self.text_batch_size = text_steps, text_batch_size
         self.mixture = Mixture([len(s) for s in sources], [s.config.weight for s in sources], seed)
-        self._images: OrderedDict[str, Tensor] = OrderedDict()
+        self._images: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
         self._image_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -218,15 +218,15 @@ class StepBuilder:
     def _read(self, source: Source, name: str, where: str) -> Tensor:
         try:
             file = source.image_path(name)
-            path = str(file)
-            found = self._images.get(path)
+            key = (id(source), str(file))  # two sources may read one file with different scalings
+            found = self._images.get(key)
             if found is not None:
-                self._images.move_to_end(path)
+                self._images.move_to_end(key)
                 return found
-            image = read_rgb(file)
+            image = read_image(file, source.config.images)
         except DataError as error:
             raise DataError(str(error), where) from error
-        self._images[path] = image
+        self._images[key] = image
         self._image_bytes += image.nbytes
         while self._image_bytes > _DECODED and len(self._images) > 1:
             self._image_bytes -= self._images.popitem(last=False)[1].nbytes

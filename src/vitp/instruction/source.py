@@ -24,6 +24,7 @@ from pydantic import Field
 from vitp.config import Config
 from vitp.errors import DataError
 from vitp.images.decode import ImageError
+from vitp.images.read import ImageConfig
 from vitp.instruction.native import FORMATS, NativeArgs, NativeRecord, detect
 from vitp.instruction.records import BOM, RecordError, decode_record, index_array, parse_record
 from vitp.instruction.sample import Sample
@@ -60,6 +61,7 @@ class SourceConfig(Config):
     weight: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)  # released script: repeat_time
     max_tiles: int | None = Field(default=None, ge=1)  # None: the recipe's; released script: max_dynamic_patch
     augment: AugmentConfig = AugmentConfig()
+    images: ImageConfig = ImageConfig()  # bands, scaling, windows and slices of files deeper than 8 bits
     modality: str | None = None  # for the report only
     licence: str | None = None  # for the report only
 
