@@ -451,7 +451,7 @@ def test_save_replaces_the_file_or_leaves_it(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left to write"):
         save(Vrl(drop_ratio=0.5), path)
     assert load(Vrl, path) == Vrl(drop_ratio=0.25)
     assert [item.name for item in path.parent.iterdir()] == ["recipe.yaml"]
