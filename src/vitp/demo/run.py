@@ -60,7 +60,7 @@ class DemoConfig(Config):
     turns: int = 1  # questions about each of the latter; every answer weighs the same in the loss
     probe_scenes: int = 560  # labelled with their theme, half to train the probe on
     test_scenes: int = 120
-    labelled_scenes: int = 64  # few-shot segmentation
+    labelled_scenes: int = 96  # few-shot segmentation
     steps: int = 400
     batch_size: int = 32
     warm_steps: int = 40
