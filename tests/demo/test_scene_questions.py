@@ -113,7 +113,7 @@ def check_layout(scene: Scene, answer: str) -> None:
             here = Counter(cell.ravel().tolist())
             objects = {k: v for k, v in here.items() if k >= CLASSES.index("building")}
             ground = {k: v for k, v in here.items() if k not in objects}
-            if objects and max(objects.values()) >= cell.size / 4:
+            if objects and max(objects.values()) >= cell.size / 8:
                 assert objects[names[word]] == max(objects.values())
             else:
                 assert ground[names[word]] == max(ground.values())

@@ -31,7 +31,7 @@ _MOST_BOXES = 6
 _WHOLE = 0.5  # an object must be at least half visible for its category to be counted
 _PRESENT = 0.02  # share of the image from which a cover is surely noticed
 _GRID = 4  # parts a side of a coarse map
-_OBJECT_SHARE = 0.25  # of a part of the coarse map, from which an object is named rather than the ground around it
+_OBJECT_SHARE = 0.125  # of a part of the coarse map, from which an object is named rather than the ground around it
 _LISTED = (0.1, 0.03)  # shares of a ninth of the image from which ground cover and objects are named in a list
 _FRACTIONS = (
     (0.25, "less than a quarter"),
@@ -308,7 +308,7 @@ def _part_shares(facts: _Facts, side: int, row: int, column: int) -> NDArray[np.
 
 
 def _layout(facts: _Facts) -> Turn | None:
-    """A coarse map: of every part the object that fills a quarter of it, or else the ground it mostly shows."""
+    """A coarse map: of every part the object that fills an eighth of it, or else the ground it mostly shows."""
     objects = CLASSES.index(CATEGORIES[0])
     rows = []
     for row in range(_GRID):

@@ -55,17 +55,17 @@ class DemoConfig(Config):
     seed: int = Field(default=0, ge=0)
     size: int = 96
     gsd_m: float = 0.8  # metres a pixel, one sensor's: cars of 6 pixels, views of 77 metres
-    mapped_scenes: int = 2800  # pretraining scenes with one question each, for a coarse map of the view
-    asked_scenes: int = 200  # pretraining scenes with varied questions: captions, counts, boxes, ...
+    mapped_scenes: int = 2900  # pretraining scenes with one question each, for a coarse map of the view
+    asked_scenes: int = 100  # pretraining scenes with varied questions: captions, counts, boxes, ...
     turns: int = 1  # questions about each of the latter; every answer weighs the same in the loss
     probe_scenes: int = 560  # labelled with their theme, half to train the probe on
     test_scenes: int = 120
-    labelled_scenes: int = 96  # few-shot segmentation
+    labelled_scenes: int = 64  # few-shot segmentation
     steps: int = 400
     batch_size: int = 32
     warm_steps: int = 40
-    finetune_steps: int = 160
-    finetune_batch: int = 4
+    finetune_steps: int = 120
+    finetune_batch: int = 8
     finetune_seeds: tuple[int, ...] = (0, 1, 2)
 
 
