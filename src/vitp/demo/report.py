@@ -13,6 +13,7 @@ from torch import Tensor
 from vitp.commands.pretrain import load_run
 from vitp.datasets.masks import MaskFolder
 from vitp.demo.classes import CLASSES, PALETTE
+from vitp.demo.phrases import LAYOUT
 from vitp.demo.run import ARMS, TITLES, Outcome, finetune_config
 from vitp.images.decode import read_rgb
 from vitp.instruction.source import Source
@@ -38,7 +39,7 @@ from vitp.train.trackers import read_log
 from vitp.vlm.generate import Question, answer
 
 _PICTURES = 6
-_QUESTIONS = 12
+_QUESTIONS = 8
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -46,7 +47,7 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 def _dialogue(outcome: Outcome) -> Dialogue:
-    """Questions about test scenes, one of each kind in turn, answered by the model pretrained with VRL."""
+    """Questions about test scenes, mostly for a map, answered by the model pretrained with VRL."""
     model, tokenizer, config = load_run(outcome.out / "vitp")
     root = outcome.out / "scenes" / "labelled" / "test"
     source = Source(config.data.sources[0].model_copy(update={"root": root}))
@@ -54,7 +55,8 @@ def _dialogue(outcome: Outcome) -> Dialogue:
     for index in range(min(len(source), _QUESTIONS)):
         sample = source.sample(index)
         pairs = [(sample.turns[i].text, sample.turns[i + 1].text) for i in range(0, len(sample.turns) - 1, 2)]
-        question, expected = pairs[index % len(pairs)]
+        maps = [pair for pair in pairs if pair[0].removeprefix("<image>").strip() in LAYOUT]
+        question, expected = (maps or pairs)[0] if index % 4 else pairs[index % len(pairs)]  # mostly what it was taught
         image = read_rgb(source.image_path(sample.images[0]))
         items.append((image, question.replace("<image>", "").strip(), expected))
     given = answer(
@@ -73,7 +75,8 @@ def _dialogue(outcome: Outcome) -> Dialogue:
     return Dialogue(
         "What the model answers",
         rows,
-        caption="Greedy answers about scenes it never saw; long answers are not judged, since a caption has many right forms.",
+        caption="Greedy answers about scenes it never saw. Nearly all it was taught is to map a scene in words; "
+        "long answers are not judged, since they have many right forms.",
     )
 
 
