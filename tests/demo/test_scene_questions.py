@@ -16,6 +16,7 @@ from vitp.demo.scenes import (
     draw_scene,
     instructions,
 )
+from vitp.instruction import wording
 from vitp.instruction.grammar import parse_boxes
 
 SEED, COUNT = 11, 300
@@ -77,8 +78,8 @@ def test_answers_are_true_when_worked_out_again(scenes: list[Scene]) -> None:
                 check_part(scene, question, answer)
             elif task == "caption":
                 for word, many in re.findall(r"\b(\w+) (\w+ ?\w+)[.,]", answer):
-                    if word in phrases.NUMBERS and many in nouns:
-                        assert phrases.NUMBERS[recount(scene, phrases.NOUNS[nouns[many]][1])] == word
+                    if word in wording.NUMBERS and many in nouns:
+                        assert wording.NUMBERS[recount(scene, phrases.NOUNS[nouns[many]][1])] == word
     assert all(
         checked[task] > 30
         for task in ("caption", "theme", "count", "presence", "compare", "area", "region", "layout", "part")
@@ -121,8 +122,8 @@ def check_layout(scene: Scene, answer: str) -> None:
 
 def check_part(scene: Scene, question: str, answer: str) -> None:
     names = {word: CLASSES.index(c) for c, word in phrases.PARTS.items()}
-    row = next((i for i, word in enumerate(phrases.ROWS) if word in question), 1)
-    column = next((i for i, word in enumerate(phrases.COLUMNS) if word in question), 1)
+    row = next((i for i, word in enumerate(wording.ROWS) if word in question), 1)
+    column = next((i for i, word in enumerate(wording.COLUMNS) if word in question), 1)
     edges = (0, 43, 85, 128)
     cell = scene.mask[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
     shares = [float((cell == names[word]).mean()) for word in answer.split(", ")]

@@ -35,8 +35,6 @@ PARTS: dict[str, str] = {
     "tank": "storage tanks",
     "court": "sports courts",
 }
-ROWS = ("upper", "middle", "lower")
-COLUMNS = ("left", "centre", "right")
 
 # Theme -> (label, with article).
 PLACES: dict[str, tuple[str, str]] = {
@@ -73,22 +71,6 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "storage": ("tank", "vehicle", "building", "ship", "forest"),
     "urban": ("building", "vehicle", "court", "water", "tank"),
 }
-
-NUMBERS: tuple[str, ...] = (
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-)
 
 CAPTION_SHORT = (
     "Describe the image in one sentence.",
@@ -168,21 +150,6 @@ PLACE_COVER = (
     "On which side of the image is the {name}?",
     "Towards which edge does the {name} lie?",
     "Where is the {name}: left, right, top or bottom?",
-)
-RELATION = (
-    "Is the {a} {side} the {b}?",
-    "Does the {a} lie {side} the {b}?",
-    "Relative to the {b}: is the {a} {side} it?",
-)
-GROUND_ONE = (
-    "Where is <ref>the {one}</ref>? Answer with its box.",
-    "Give the bounding box of the {one}.",
-    "Locate the {one}.",
-)
-GROUND_ALL = (
-    "Give the bounding boxes of all {many}.",
-    "Locate every {one}.",
-    "Where are <ref>the {many}</ref>? Answer with their boxes.",
 )
 REGION = (
     "What is in the region {box}?",

@@ -18,7 +18,9 @@ from vitp.demo.classes import CATEGORIES, CLASSES
 from vitp.demo.instances import Instance
 from vitp.demo.keys import Dice, Stream
 from vitp.demo.render import Scene
+from vitp.instruction import wording
 from vitp.instruction.grammar import SCALE, Box, print_boxes
+from vitp.instruction.wording import NUMBERS, fraction, half_with, listed, ninth, part_of, percent, third, with_article
 
 Task = Literal[
     "caption", "theme", "count", "presence", "compare", "area", "position", "relation", "grounding", "region",
@@ -32,13 +34,8 @@ _WHOLE = 0.5  # an object must be at least half visible for its category to be c
 _PRESENT = 0.02  # share of the image from which a cover is surely noticed
 _GRID = 4  # parts a side of a coarse map
 _OBJECT_SHARE = 0.125  # of a part of the coarse map, from which an object is named rather than the ground around it
+_MARGIN = 0.04  # share of the image from a border between thirds within which neither is said
 _LISTED = (0.1, 0.03)  # shares of a ninth of the image from which ground cover and objects are named in a list
-_FRACTIONS = (
-    (0.25, "less than a quarter"),
-    (0.5, "between a quarter and a half"),
-    (0.75, "between a half and three quarters"),
-    (1.01, "more than three quarters"),
-)
 
 
 class _Facts:
@@ -75,22 +72,13 @@ def _many(category: str) -> str:
     return say.NOUNS[category][1]
 
 
-def _with_article(category: str) -> str:
-    one = say.NOUNS[category][0]
-    return f"an {one}" if one[0] in "aeiou" else f"a {one}"
-
-
-def _listed(parts: list[str], last: str) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
 def _numbered(facts: _Facts, category: str) -> str:
     """The number of objects in words, or only the plural where the number is unsure or large."""
     count = facts.counts[category]
     one, many = say.NOUNS[category]
     if category in facts.sure and count <= _MOST_COUNTED:
-        return f"{say.NUMBERS[count]} {one if count == 1 else many}"
-    return many if count > 1 else _with_article(category)
+        return f"{NUMBERS[count]} {one if count == 1 else many}"
+    return many if count > 1 else with_article(one)
 
 
 def _caption(facts: _Facts) -> Turn | None:
@@ -104,14 +92,14 @@ def _caption(facts: _Facts) -> Turn | None:
     if level == 0:
         return dice.pick(say.CAPTION_SHORT), f"{view} of {place}.", "caption"
     objects = [_numbered(facts, c) for c in sorted(present, key=lambda c: -facts.counts[c])[:4]]
-    shown = f" with {_listed(objects, 'and')}" if objects else ""
+    shown = f" with {listed(objects, 'and')}" if objects else ""
     if level == 1:
         return dice.pick(say.CAPTION_MEDIUM), f"{view} of {place}{shown}.", "caption"
     sentences = [f"{view} of {place}{shown}."]
     covers = sorted((c for c in say.COVERS if facts.shares[c] >= 0.05), key=lambda c: -facts.shares[c])[:3]
     if covers:
-        shares = [f"{say.COVERS[c]} about {_percent(facts.shares[c])}%" for c in covers]
-        sentences.append(f"By area: {_listed(shares, 'and')}.")
+        shares = [f"{say.COVERS[c]} about {percent(facts.shares[c])}%" for c in covers]
+        sentences.append(f"By area: {listed(shares, 'and')}.")
     for cover in ("water", "forest", "field"):
         side = _side_of(facts, cover)
         if side is not None:
@@ -124,11 +112,6 @@ def _towards(side: str) -> str:
     return f"on the {side}" if side in ("left", "right") else f"at the {side}"
 
 
-def _percent(share: float) -> int:
-    """To the nearest five percent."""
-    return round(share * 20.0) * 5
-
-
 def _theme(facts: _Facts) -> Turn | None:
     dice = facts.dice
     label, named = say.PLACES[facts.scene.theme]
@@ -137,7 +120,7 @@ def _theme(facts: _Facts) -> Turn | None:
     others = dice.shuffled([p for t, p in say.PLACES.items() if t != facts.scene.theme])[: dice.whole(1, 3)]
     chosen = dice.shuffled([(label, named), *others])
     form = dice.pick(say.THEME_CHOICE)
-    options = _listed([named if form.startswith("Is this") else label for label, named in chosen], "or")
+    options = listed([named if form.startswith("Is this") else label for label, named in chosen], "or")
     return form.format(options=options), label, "theme"
 
 
@@ -169,7 +152,7 @@ def _presence(facts: _Facts) -> Turn | None:
     expected = [c for c in options if c in say.EXPECTED[facts.scene.theme]]
     name = dice.pick(expected if expected and dice.chance(0.7) else options)
     if name in CATEGORIES:
-        question = dice.pick(say.PRESENCE_THING).format(a=_with_article(name), many=_many(name))
+        question = dice.pick(say.PRESENCE_THING).format(a=with_article(say.NOUNS[name][0]), many=_many(name))
     else:
         question = dice.pick(say.PRESENCE_COVER).format(name=say.COVERS[name])
     return question, "yes" if wanted else "no", "presence"
@@ -204,30 +187,16 @@ def _area(facts: _Facts) -> Turn | None:
     cover = dice.pick(options)
     share, name = facts.shares[cover], say.COVERS[cover]
     if dice.chance(0.5):
-        return dice.pick(say.AREA_PERCENT).format(name=name), f"about {_percent(share)}%", "area"
-    if any(abs(share - limit) < 0.03 for limit, _ in _FRACTIONS):
+        return dice.pick(say.AREA_PERCENT).format(name=name), f"about {percent(share)}%", "area"
+    answer = fraction(share)
+    if answer is None:
         return None
-    answer = next(words for limit, words in _FRACTIONS if share < limit)
     return dice.pick(say.AREA_WORDS).format(name=name), answer, "area"
 
 
-def _third(position: float) -> int | None:
-    """0, 1 or 2; None close to a border between thirds."""
-    if any(abs(position - border) < 0.04 for border in (1.0 / 3.0, 2.0 / 3.0)):
-        return None
-    return int(position * 3.0)
-
-
 def _side_of(facts: _Facts, cover: str) -> str | None:
-    """The half of the image that holds nearly all of a cover, if there is exactly one such half."""
-    if not 0.06 <= facts.shares[cover] <= 0.5:
-        return None
-    here = facts.scene.mask == CLASSES.index(cover)
-    half = facts.size // 2
-    total = int(here.sum())
-    parts = {"left": here[:, :half], "right": here[:, -half:], "top": here[:half], "bottom": here[-half:]}
-    sides = [side for side, part in parts.items() if int(part.sum()) >= 0.88 * total]
-    return sides[0] if len(sides) == 1 else None
+    """The half of the image that a cover lies in."""
+    return half_with(facts.scene.mask == CLASSES.index(cover)) if 0.06 <= facts.shares[cover] <= 0.5 else None
 
 
 def _position(facts: _Facts) -> Turn | None:
@@ -236,7 +205,8 @@ def _position(facts: _Facts) -> Turn | None:
     if single and dice.chance(0.7):
         category = dice.pick(single)
         x1, y1, x2, y2 = facts.only(category).bbox
-        column, row = _third((x1 + x2) / 2.0 / facts.size), _third((y1 + y2) / 2.0 / facts.size)
+        column = third((x1 + x2) / 2.0 / facts.size, _MARGIN)
+        row = third((y1 + y2) / 2.0 / facts.size, _MARGIN)
         if column is None or row is None:
             return None
         words = [("top", "", "bottom")[row], ("left", "", "right")[column]]
@@ -256,16 +226,13 @@ def _relation(facts: _Facts) -> Turn | None:
     if len(single) < 2:
         return None
     a, b = dice.shuffled(single)[:2]
-    box_a, box_b = facts.only(a).bbox, facts.only(b).bbox
     axis = dice.whole(0, 1)
-    first = box_a[axis + 2] <= box_b[axis]  # a ends before b begins
-    if not first and not box_b[axis + 2] <= box_a[axis]:
+    first = wording.relation(facts.only(a).bbox, facts.only(b).bbox, axis)
+    if first is None:
         return None
     low = dice.chance(0.5)
-    side = (("left of", "right of"), ("above", "below"))[axis][0 if low else 1]
-    if axis == 0:
-        side = f"to the {side}"
-    question = dice.pick(say.RELATION).format(a=say.NOUNS[a][0], b=say.NOUNS[b][0], side=side)
+    names = {"a": say.NOUNS[a][0], "b": say.NOUNS[b][0]}
+    question = dice.pick(wording.RELATION).format(**names, side=wording.side(axis, low))
     return question, "yes" if first == low else "no", "relation"
 
 
@@ -278,7 +245,7 @@ def _grounding(facts: _Facts) -> Turn | None:
     if not boxes:
         return None
     one, many = say.NOUNS[category]
-    forms = say.GROUND_ONE if len(boxes) == 1 else say.GROUND_ALL
+    forms = wording.GROUND_ONE if len(boxes) == 1 else wording.GROUND_ALL
     return facts.dice.pick(forms).format(one=one, many=many), print_boxes(one, boxes), "grounding"
 
 
@@ -302,8 +269,7 @@ def _region(facts: _Facts) -> Turn | None:
 
 def _part_shares(facts: _Facts, side: int, row: int, column: int) -> NDArray[np.float64]:
     """Share of every class in one of side x side parts, [classes]."""
-    edges = [round(i * facts.size / side) for i in range(side + 1)]
-    part = facts.scene.mask[edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+    part = part_of(facts.scene.mask, side, row, column)
     return np.bincount(part.ravel(), minlength=len(CLASSES)) / part.size
 
 
@@ -331,8 +297,8 @@ def _part(facts: _Facts) -> Turn | None:
     named = sorted((i for i in range(len(CLASSES)) if shares[i] >= least[i]), key=lambda i: -shares[i])
     if any(0.6 * least[i] < shares[i] < least[i] for i in range(len(CLASSES))):
         return None
-    part = "centre" if row == column == 1 else f"{say.ROWS[row]} {say.COLUMNS[column]}"
-    return facts.dice.pick(say.PART).format(part=part), ", ".join(say.PARTS[CLASSES[i]] for i in named), "part"
+    question = facts.dice.pick(say.PART).format(part=ninth(row, column))
+    return question, ", ".join(say.PARTS[CLASSES[i]] for i in named), "part"
 
 
 _ASKERS: tuple[tuple[Asker, float], ...] = (

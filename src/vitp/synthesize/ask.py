@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from vitp.demo.keys import Dice
+from vitp.instruction.wording import listed, with_article
 from vitp.synthesize import ask_change, ask_masks, ask_objects
 from vitp.synthesize import phrases as say
 from vitp.synthesize.ask_change import ChangeFacts
@@ -15,7 +16,7 @@ from vitp.synthesize.config import SynthesizeConfig, Task
 from vitp.synthesize.detect import word
 from vitp.synthesize.labels import LabelledImage, LabelledSet
 from vitp.synthesize.rasters import class_names, read_changed, read_classes
-from vitp.synthesize.words import Asked, Draw, Words, listed, sentence, with_article
+from vitp.synthesize.words import Asked, Draw, Words, sentence
 
 _ATTEMPTS = 4  # at one question before another is tried, as in the demo
 _ROUNDS = 8  # a task is asked again, about something else, once all others had their turn

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitp.demo.keys import Dice
+from vitp.instruction.wording import ninth, part_of, percent
 from vitp.synthesize import phrases as say
-from vitp.synthesize.ask_masks import GRIDS, edges
+from vitp.synthesize.ask_masks import GRIDS
 from vitp.synthesize.config import Task
-from vitp.synthesize.words import Asked, Draw, ninth, percent
+from vitp.synthesize.words import Asked, Draw
 
 _CHANGED, _SAME = 0.02, 0.005  # ours: share of a part from which it is changed; up to which it is the same
 
@@ -29,8 +30,7 @@ class ChangeFacts:
 
     def cell(self, parts: int, row: int, column: int) -> float:
         """Changed share of one of parts x parts pieces."""
-        down, across = edges(self.changed.shape[0], parts), edges(self.changed.shape[1], parts)
-        return float(self.changed[down[row] : down[row + 1], across[column] : across[column + 1]].mean())
+        return float(part_of(self.changed, parts, row, column).mean())
 
     def states(self, parts: int) -> list[list[bool | None]]:
         """Of every part whether it changed; None where so little changed that one could say either."""

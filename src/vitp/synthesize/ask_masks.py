@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from vitp.demo.keys import Dice
 from vitp.instruction.grammar import Box, normalise, print_boxes
+from vitp.instruction.wording import edges, fraction, half_with, listed, ninth, part_of, percent, with_article
 from vitp.synthesize import phrases as say
 from vitp.synthesize.config import Task
 from vitp.synthesize.rasters import NO_CLASS
-from vitp.synthesize.words import Asked, Draw, Words, listed, ninth, percent, sentence, with_article
+from vitp.synthesize.words import Asked, Draw, Words, sentence
 
 PRESENT = 0.02  # share of the image from which a class is surely noticed, as in the demo
 _LISTED, _UNSURE = 0.1, 0.06  # share of a part from which a class is named; from the second on it might be
@@ -28,17 +29,6 @@ _PURE = 0.9  # ours: share of a region that one class must fill
 _DULL = 0.1  # ours: chance of asking what has a dull answer
 GRIDS = (4, 3, 2)
 _REST = "other"  # what a map calls the classes that have no name of their own
-_FRACTIONS = (
-    (0.25, "less than a quarter"),
-    (0.5, "between a quarter and a half"),
-    (0.75, "between a half and three quarters"),
-    (1.01, "more than three quarters"),
-)
-
-
-def edges(side: int, parts: int) -> list[int]:
-    """Borders between so many parts of a side, in pixels."""
-    return [round(i * side / parts) for i in range(parts + 1)]
 
 
 class MaskFacts:
@@ -60,8 +50,7 @@ class MaskFacts:
 
     def cell(self, parts: int, row: int, column: int) -> NDArray[np.int16]:
         """One of parts x parts pieces."""
-        down, across = edges(self.mask.shape[0], parts), edges(self.mask.shape[1], parts)
-        return self.mask[down[row] : down[row + 1], across[column] : across[column + 1]]
+        return part_of(self.mask, parts, row, column)
 
     def name(self, index: int) -> str:
         """A class as maps and lists call it."""
@@ -145,22 +134,15 @@ def _area(facts: MaskFacts, dice: Dice, attempt: int) -> Asked | None:
     if dice.chance(0.5):
         question = dice.pick(say.AREA_PERCENT).format(name=name, view=facts.words.view)
         return Asked(question, f"about {percent(share)}%", "area", f"area {name}")
-    if any(abs(share - limit) < 0.03 for limit, _ in _FRACTIONS):
+    answer = fraction(share)
+    if answer is None:
         return None
-    answer = next(words for limit, words in _FRACTIONS if share < limit)
     return Asked(dice.pick(say.AREA_WORDS).format(name=name, view=facts.words.view), answer, "area", f"area {name}")
 
 
 def _side(facts: MaskFacts, index: int) -> str | None:
-    """The half of the image that holds nearly all of a class, if there is exactly one such half."""
-    if not 0.03 <= facts.shares[index] <= 0.5:
-        return None
-    here = facts.mask == index
-    down, across = here.shape[0] // 2, here.shape[1] // 2
-    total = int(here.sum())
-    halves = {"left": here[:, :across], "right": here[:, -across:], "top": here[:down], "bottom": here[-down:]}
-    sides = [side for side, half in halves.items() if int(half.sum()) >= 0.88 * total]
-    return sides[0] if len(sides) == 1 else None
+    """The half of the image that a class lies in."""
+    return half_with(facts.mask == index) if 0.03 <= facts.shares[index] <= 0.5 else None
 
 
 def _position(facts: MaskFacts, dice: Dice, attempt: int) -> Asked | None:

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Callable
 
 from vitp.demo.keys import Dice
+from vitp.instruction import wording
 from vitp.instruction.grammar import Box, normalise, print_boxes
+from vitp.instruction.wording import listed, ninth, third, with_article
 from vitp.synthesize import phrases as say
 from vitp.synthesize.config import Task
 from vitp.synthesize.labels import LabelledImage, LabelledObject
 from vitp.synthesize.quads import Quad, normalise_quad, print_quads
-from vitp.synthesize.words import Asked, Draw, Words, listed, ninth, sentence, third, with_article
+from vitp.synthesize.words import Asked, Draw, Words, sentence
 
 MOST_COUNTED = 12  # as in the demo: more than a dozen is not counted at a glance
 MOST_BOXES = 6  # as in the demo
@@ -198,14 +200,12 @@ def _relation(facts: ObjectFacts, dice: Dice, attempt: int) -> Asked | None:
     if len(facts.single) < 2:
         return None
     a, b = dice.shuffled(facts.single)[:2]
-    box_a, box_b = facts.of[a][0].box, facts.of[b][0].box
     axis = dice.whole(0, 1)
-    first = box_a[axis + 2] <= box_b[axis]  # a ends before b begins
-    if not first and not box_b[axis + 2] <= box_a[axis]:
+    first = wording.relation(facts.of[a][0].box, facts.of[b][0].box, axis)
+    if first is None:
         return None
     low = dice.chance(0.5)
-    side = (("to the left of", "to the right of"), ("above", "below"))[axis][0 if low else 1]
-    question = dice.pick(say.RELATION).format(a=a, b=b, side=side)
+    question = dice.pick(wording.RELATION).format(a=a, b=b, side=wording.side(axis, low))
     return Asked(question, "yes" if first == low else "no", "relation", f"relation {sorted((a, b))} {axis}")
 
 
@@ -220,7 +220,7 @@ def _grounding(facts: ObjectFacts, dice: Dice, attempt: int) -> Asked | None:
         return None
     name = dice.pick(options)
     boxes = facts.boxes(name)
-    forms = say.GROUND_ONE if len(boxes) == 1 else say.GROUND_ALL
+    forms = wording.GROUND_ONE if len(boxes) == 1 else wording.GROUND_ALL
     question = dice.pick(forms).format(one=name, many=words.many(name))
     return Asked(question, print_boxes(name, boxes), "grounding", f"boxes {name}")
 

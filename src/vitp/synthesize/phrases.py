@@ -48,21 +48,6 @@ POSITION = (
     "In which part of the {view} is the {one}?",
     "Give the position of the {one} in words.",
 )
-RELATION = (
-    "Is the {a} {side} the {b}?",
-    "Does the {a} lie {side} the {b}?",
-    "Relative to the {b}: is the {a} {side} it?",
-)
-GROUND_ONE = (
-    "Where is <ref>the {one}</ref>? Answer with its box.",
-    "Give the bounding box of the {one}.",
-    "Locate the {one}.",
-)
-GROUND_ALL = (
-    "Give the bounding boxes of all {many}.",
-    "Locate every {one}.",
-    "Where are <ref>the {many}</ref>? Answer with their boxes.",
-)
 GROUND_NONE = (
     "Give the bounding boxes of all {many}.",
     "Locate every {one}.",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
 from vitp.demo.keys import Dice
+from vitp.instruction.wording import NUMBERS
 from vitp.synthesize.config import Task
 
-NUMBERS = (
-    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-)  # fmt: skip
-ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 _SAME = frozenset({"aircraft", "sheep", "fish", "deer", "scissors", "skis", "offspring", "series", "species"})
 _ODD = {"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives",
         "leaf": "leaves", "shelf": "shelves", "foot": "feet", "tooth": "teeth", "nucleus": "nuclei"}  # fmt: skip
@@ -59,38 +56,9 @@ def _plural(noun: str) -> str:
     return f"{noun}es" if lower.endswith(("s", "x", "z", "ch", "sh")) else f"{noun}s"
 
 
-def with_article(noun: str) -> str:
-    """``a ship``, ``an airplane``, ``a unit``."""
-    lower = noun.lower()
-    vowel = lower[0] in "aeiou" and not lower.startswith(("uni", "use", "eu", "one"))
-    return f"an {noun}" if vowel else f"a {noun}"
-
-
-def listed(parts: Sequence[str], last: str = "and") -> str:
-    """``a, b and c``."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
 def sentence(text: str) -> str:
     """With a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-
-
-def ninth(row: int, column: int) -> str:
-    """Name of one of 3 x 3 parts."""
-    return "centre" if row == column == 1 else f"{ROWS[row]} {COLUMNS[column]}"
-
-
-def third(position: float, margin: float) -> int | None:
-    """0, 1 or 2; None close to a border between thirds."""
-    if min(abs(position - 1 / 3), abs(position - 2 / 3)) < margin:
-        return None
-    return min(2, int(position * 3))
-
-
-def percent(share: float) -> int:
-    """To the nearest five percent."""
-    return round(share * 20) * 5
 
 
 class Draw:
