@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.refusals import refused
 
 from vitp.errors import MissingExtraError
 from vitp.images.decode import ImageError
@@ -24,14 +25,7 @@ def nibabel():
 
 
 def refusal(code: str, path: Path, config: NiftiConfig) -> str:
-    with pytest.raises(ImageError) as caught:
-        read_nifti(path, config)
-    message = str(caught.value)
-    assert caught.value.code == code, message
-    assert message.startswith(f"{path}: ")
-    assert message.count("; ") == 1
-    assert "\n" not in message
-    return message
+    return refused(code, path, lambda: read_nifti(path, config))
 
 
 def body() -> np.ndarray:

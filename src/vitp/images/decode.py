@@ -38,7 +38,7 @@ _ORIENTATION_TAG = 0x0112
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of `Image.info`
 _TIFF_BITS_TAG = 258
 # What Pillow's and torchvision's parsers raise on damaged bytes (Pillow: "broken PNG file" is a SyntaxError).
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
            RuntimeError, ZeroDivisionError, AssertionError, struct.error)  # fmt: skip
 
 Decoder = Callable[[torch.Tensor, torchvision.io.ImageReadMode], torch.Tensor]
@@ -86,10 +86,10 @@ def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
         orientation = _orientation(image)
         try:
             pixels = _decode(stream, image)
-        except (Image.DecompressionBombError, *_DAMAGE) as error:
-            raise _damaged(error, path) from error
+        except (Image.DecompressionBombError, *DAMAGE) as error:
+            raise damaged(error, path) from error
     # numpy lays channels apart in less than half of torch's time (2048 x 2048: 5 against 12 ms)
-    return torch.from_numpy(np.ascontiguousarray(_upright(pixels, orientation).numpy()))
+    return torch.from_numpy(np.ascontiguousarray(upright(pixels, orientation).numpy()))
 
 
 def _decode(stream: BinaryIO, image: Image.Image) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _decode(stream: BinaryIO, image: Image.Image) -> torch.Tensor:
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
     """The open file and Pillow's view of its header; nothing is decoded."""
     where = str(path)
-    with _open_file(path) as stream:
+    with open_file(path) as stream:
         try:
             image = Image.open(stream, formats=_FORMATS)
         except UnidentifiedImageError as error:
@@ -122,19 +122,19 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
             raise ImageError("image-unknown", found, fix, where) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large("announces more pixels than any image may have (about 179 million)", path) from error
-        except _DAMAGE as error:
-            raise _damaged(error, path) from error
+        except DAMAGE as error:
+            raise damaged(error, path) from error
         with image:
             if depth := _deep_pixels(image, stream):
                 found = f"holds {depth} pixels, and only 8-bit images can be read as they are"
                 fix = "give a pretraining source `images.raster` with a scaling, or convert it to 8 bit"
                 raise ImageError("image-deep", found, fix, where)
             if min(image.size) < 1:
-                raise _damaged(ValueError(f"{image.width} x {image.height} pixels"), path)
+                raise damaged(ValueError(f"{image.width} x {image.height} pixels"), path)
             yield stream, image
 
 
-def _open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     """Open a regular, non-empty file; every way this can fail is one sentence."""
     where = str(path)
     restore = "correct the path or put the file there"
@@ -186,12 +186,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         value = Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)  # PNG's own getexif would decode the pixels
-    except _DAMAGE:
+    except DAMAGE:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
+def upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     """Undo an EXIF orientation: [3, H, W] as stored -> [3, H', W'] as meant to be seen."""
     if orientation in (5, 7):
         pixels = pixels.transpose(1, 2)
@@ -238,7 +238,7 @@ def _too_large(found: str, path: Path) -> ImageError:
     return ImageError("image-too-large", found, "cut it into smaller images", str(path))
 
 
-def _damaged(error: BaseException, path: Path) -> ImageError:
+def damaged(error: BaseException, path: Path) -> ImageError:
     """The decoder's complaint as one sentence; its words are kept where they are short."""
     text = " ".join(str(error).split())
     if any(word in text.lower() for word in ("truncated", "incomplete", "premature", "not enough")):

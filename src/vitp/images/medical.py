@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from vitp.config import Config
-from vitp.images.decode import _DAMAGE, MAX_PIXELS, ImageError, _damaged, _open_file
+from vitp.images.decode import DAMAGE, MAX_PIXELS, ImageError, damaged, open_file
 from vitp.images.levels import (
     Limits,
     PercentileScaling,
@@ -129,7 +129,7 @@ def dicom_size(path: Path) -> tuple[int, int]:
 def _dicom_opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The open file and its header up to the pixels."""
     pydicom = import_extra("pydicom", "medical", "reading DICOM")
-    with _open_file(path) as stream:
+    with open_file(path) as stream:
         try:
             header = pydicom.dcmread(stream, stop_before_pixels=True)
             if not header.get("Rows") or not header.get("Columns"):
@@ -140,8 +140,8 @@ def _dicom_opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise ImageError("image-unknown", found, "name a DICOM file, or convert it", str(path)) from error
         except ImageError:
             raise
-        except (*_DAMAGE, pydicom.errors.BytesLengthException, zlib.error, MemoryError) as error:
-            raise _damaged(error, path) from error
+        except (*DAMAGE, pydicom.errors.BytesLengthException, zlib.error, MemoryError) as error:
+            raise damaged(error, path) from error
 
 
 def _dicom_pixels(stream: Any, header: Any, frame: int, path: Path) -> NDArray[Any]:
@@ -164,13 +164,13 @@ def _dicom_pixels(stream: Any, header: Any, frame: int, path: Path) -> NDArray[A
         source = pydicom.dcmread(stream)
     try:
         return np.asarray(pixels.pixel_array(source, index=frame))
-    except (*_DAMAGE, zlib.error) as error:
+    except (*DAMAGE, zlib.error) as error:
         text = str(error).lower()
         if "no pixel data" in text:
             raise _no_pixels(header, path) from error
         if "not support" in text:
             raise _undecodable(_word(syntax.name), path) from error
-        raise _damaged(error if syntax.is_compressed else EOFError("truncated"), path) from error
+        raise damaged(error if syntax.is_compressed else EOFError("truncated"), path) from error
 
 
 def _merge_frame_groups(header: Any, frame: int) -> None:

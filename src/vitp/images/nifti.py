@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vitp.images.decode import _DAMAGE, MAX_PIXELS, ImageError, _damaged, _open_file
+from vitp.images.decode import DAMAGE, MAX_PIXELS, ImageError, damaged, open_file
 from vitp.images.levels import Limits, import_extra, measured, to_levels, window_limits
 from vitp.images.medical import GreyConfig, scaled_limits, too_large
 
@@ -115,7 +115,7 @@ def nifti_size(path: Path, config: NiftiConfig) -> tuple[int, int]:
 @contextmanager
 def _nifti_opened(path: Path) -> Iterator[Any]:
     nibabel = import_extra("nibabel", "medical", "reading NIfTI")
-    _open_file(path).close()  # missing, empty, a folder: the same words as for every image
+    open_file(path).close()  # missing, empty, a folder: the same words as for every image
     foreign = "is no NIfTI file (.nii, .nii.gz), or is cut within its header"
     try:
         image = nibabel.load(path)
@@ -131,8 +131,8 @@ def _nifti_opened(path: Path) -> Iterator[Any]:
         raise ImageError("image-unknown", foreign, "copy the file again or convert it", str(path)) from error
     except ImageError:
         raise
-    except (*_DAMAGE, nibabel.spatialimages.HeaderDataError, zlib.error, MemoryError) as error:
-        raise _damaged(error, path) from error
+    except (*DAMAGE, nibabel.spatialimages.HeaderDataError, zlib.error, MemoryError) as error:
+        raise damaged(error, path) from error
 
 
 def _announced_bytes(image: Any) -> int:

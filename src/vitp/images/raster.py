@@ -30,7 +30,7 @@ from pydantic import Field, model_validator
 
 from vitp.config import Config
 from vitp.errors import MissingExtraError
-from vitp.images.decode import _DAMAGE, MAX_PIXELS, ImageError, _damaged, _open_file, _upright
+from vitp.images.decode import DAMAGE, MAX_PIXELS, ImageError, damaged, open_file, upright
 from vitp.images.levels import (  # fmt: skip
     Limits,
     PercentileScaling,
@@ -44,10 +44,12 @@ from vitp.images.levels import (  # fmt: skip
 )
 
 # First bytes -> GDAL driver and Pillow format. No other driver is tried: some follow references to other files.
+# First bytes -> GDAL's driver and Pillow's format.
 _KINDS = {
     b"II*\0": ("GTiff", "TIFF"), b"MM\0*": ("GTiff", "TIFF"), b"II+\0": ("GTiff", "TIFF"), b"MM\0+": ("GTiff", "TIFF"),
     b"\x89PNG": ("PNG", "PNG"), b"\0\0\0\x0c": ("JP2OpenJPEG", "JPEG2000"), b"\xff\x4f\xff\x51": ("JP2OpenJPEG", "JPEG2000"),
 }  # fmt: skip
+GEO_MAGIC = tuple(magic for magic, (_, form) in _KINDS.items() if form != "PNG")  # TIFF, BigTIFF, JPEG 2000
 _DB_FACTOR = {"amplitude": 20.0, "power": 10.0}  # dB of a ratio of powers, and power is amplitude squared
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _GDAL_NODATA = 274, 258, 339, 42113  # TIFF tags
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3  # values of the tag SampleFormat
@@ -168,7 +170,7 @@ def _picture(stored: _Stored, config: RasterConfig, path: Path) -> Raster:
 
 def _kind(path: Path) -> tuple[str, str]:
     """GDAL's driver and Pillow's format, by the file's first bytes."""
-    with _open_file(path) as stream:
+    with open_file(path) as stream:
         kind = _KINDS.get(stream.read(4))
     if kind is None:
         found = "is not a raster in a known format (TIFF, PNG, JPEG 2000)"
@@ -219,7 +221,7 @@ def _rasterio_opened(path: Path, driver: str) -> Iterator[Any]:
             with rasterio.open(path.absolute(), driver=driver) as dataset:
                 yield dataset
         except (rasterio.errors.RasterioError, MemoryError) as error:
-            raise _damaged(error.__cause__ or error, path) from error
+            raise damaged(error.__cause__ or error, path) from error
 
 
 def _read_with_rasterio(
@@ -244,8 +246,8 @@ def _read_with_rasterio(
         if window is not None:
             found = f"is stored turned (orientation tag {orientation}), so its windows are ambiguous"
             raise ImageError("image-window", found, "write the file upright first", str(path))
-        values = _upright(torch.from_numpy(values), orientation).numpy()
-        valid = _upright(torch.from_numpy(valid[None]), orientation).numpy()[0]
+        values = upright(torch.from_numpy(values), orientation).numpy()
+        valid = upright(torch.from_numpy(valid[None]), orientation).numpy()[0]
         size = (values.shape[1], values.shape[2])
         part = Window(0, 0, *size)
     return _Stored(values, valid, bands, size, part, crs, transform)
@@ -308,7 +310,7 @@ def _orientation(path: Path, dataset: Any) -> int:
     """The TIFF's orientation tag, which GDAL does not give; 1 for maps, and where Pillow cannot open the file."""
     if dataset.driver != "GTiff" or dataset.crs is not None or not dataset.transform.is_identity:
         return 1
-    with suppress(*_DAMAGE, Image.DecompressionBombError), Image.open(path, formats=("TIFF",)) as image:
+    with suppress(*DAMAGE, Image.DecompressionBombError), Image.open(path, formats=("TIFF",)) as image:
         value = image.tag_v2.get(_ORIENTATION, 1)  # type: ignore[attr-defined, unused-ignore]
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
     return 1
@@ -319,15 +321,15 @@ def _orientation(path: Path, dataset: Any) -> int:
 
 @contextmanager
 def _pillow_opened(path: Path, pillow_format: str) -> Iterator[Image.Image]:
-    with _open_file(path) as stream:
+    with open_file(path) as stream:
         try:
             image = Image.open(stream, formats=(pillow_format,))
         except Image.DecompressionBombError as error:
             raise _needs_rasterio("an image this large, in windows,", path) from error
         except UnidentifiedImageError as error:
             raise _needs_rasterio("a raster of this kind (several deep bands, or 64 bit)", path) from error
-        except _DAMAGE as error:
-            raise _damaged(error, path) from error
+        except DAMAGE as error:
+            raise damaged(error, path) from error
         with image:
             if not _pillow_is_faithful(image, stream):
                 raise _needs_rasterio("pixels of this depth", path)
@@ -350,8 +352,8 @@ def _read_with_pillow(
             if image.mode not in ("L", "LA", "I", "F", "I;16", "I;16B", "RGB", "RGBA", "CMYK"):
                 image = image.convert("L" if image.mode == "1" else "RGB")
             array = np.asarray(image)
-        except _DAMAGE as error:
-            raise error if isinstance(error, ImageError) else _damaged(error, path) from error
+        except DAMAGE as error:
+            raise error if isinstance(error, ImageError) else damaged(error, path) from error
         has_alpha = image.mode in ("LA", "RGBA")
     layers = array[:, :, None] if array.ndim == 2 else array  # [H, W, B]
     layers = layers[part.row : part.row + part.height, part.column : part.column + part.width]

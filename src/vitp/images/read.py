@@ -18,12 +18,11 @@ from vitp.config import Config
 from vitp.images.decode import ImageError, read_rgb, read_size
 from vitp.images.medical import DicomConfig, dicom_size, read_dicom
 from vitp.images.nifti import NiftiConfig, nifti_size, read_nifti
-from vitp.images.raster import RasterConfig, raster_size, read_raster
+from vitp.images.raster import GEO_MAGIC, RasterConfig, raster_size, read_raster
 
 Kind = Literal["picture", "raster", "dicom", "nifti"]
 _NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
 _DICOM = (".dcm", ".dicom")
-_RASTER = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0c", b"\xff\x4f\xff\x51")  # TIFF, BigTIFF, JPEG 2000
 
 
 class ImageConfig(Config):
@@ -48,7 +47,7 @@ def kind_of(path: Path, config: ImageConfig) -> Kind:
         return "picture"
     if head[128:] == b"DICM":
         return "dicom"
-    return "raster" if config.raster is not None and head.startswith(_RASTER) else "picture"
+    return "raster" if config.raster is not None and head.startswith(GEO_MAGIC) else "picture"
 
 
 def read_image(path: Path, config: ImageConfig) -> torch.Tensor:
