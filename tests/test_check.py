@@ -193,7 +193,7 @@ def test_a_defect_of_ours_does_not_hide_the_rest(tmp_path: Path, monkeypatch: py
 def test_a_killed_worker_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_module, "_CHUNK", 1)
     monkeypatch.setattr(check_module, "parse_boxes", lambda _: os._exit(9))  # in the worker, which was forked
-    with pytest.raises(DataError, match="a checking process died"):
+    with pytest.raises(DataError, match="a worker process died"):
         check([source(tmp_path, [record("q", "a"), record("q", "b")])], workers=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from vitp.cli import app
 from vitp.demo.scenes import SceneConfig, draw_scene, write_dataset
 from vitp.errors import DataError
+from vitp.instruction import leakage
 from vitp.instruction.leakage import find_overlap, image_files, source_images
 from vitp.instruction.source import Source, SourceConfig
 
@@ -74,3 +76,11 @@ def test_wrong_folders(tmp_path: Path) -> None:
         image_files([tmp_path / "nothing"])
     with pytest.raises(DataError, match="holds no image"):
         image_files([tmp_path])
+
+
+def test_a_killed_worker_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leakage, "_CHUNK", 1)
+    monkeypatch.setattr(leakage, "thumbnail", lambda _: os._exit(9))  # in the worker, which was forked
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    with pytest.raises(DataError, match="a worker process died"):
+        find_overlap(files, files, workers=2)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 
 from vitp.errors import DataError, MissingExtraError
 from vitp.images.decode import MAX_PIXELS, ImageError
@@ -23,6 +20,7 @@ from vitp.instruction.grammar import GrammarError, parse_boxes
 from vitp.instruction.records import RecordError
 from vitp.instruction.sample import Sample
 from vitp.instruction.source import Source
+from vitp.parallel import mapped
 
 Severity = Literal["error", "warning"]
 Size = tuple[int, int]  # width, height
@@ -144,7 +142,7 @@ def check_sources(
             for number, source in enumerate(sources) for start in range(0, len(source), _CHUNK)]  # fmt: skip
     total = sum(map(len, sources))
     merged = _Merged(sources)
-    for (number, _, _), part in zip(jobs, _parts(sources, decode, jobs, workers), strict=True):
+    for (number, _, _), part in zip(jobs, mapped(partial(_checking, sources, decode), jobs, workers), strict=True):
         merged.add(number, part)
         if progress is not None:
             progress(merged.done, total)
@@ -300,35 +298,8 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-_checker: _Checker | None = None  # of a worker process
-
-
-def _start(sources: Sequence[Source], decode: bool) -> None:
-    global _checker
-    torch.set_num_threads(1)  # a forked child must not wait for its parent's threads
-    _checker = _Checker(sources, decode)
-
-
-def _work(job: tuple[int, int, int]) -> _Part:
-    assert _checker is not None
-    return _checker.part(job)
-
-
-def _parts(
-    sources: Sequence[Source], decode: bool, jobs: Sequence[tuple[int, int, int]], workers: int
-) -> Iterable[_Part]:
-    """The chunks' results, in order."""
-    if workers <= 1 or len(jobs) <= 1:
-        yield from map(_Checker(sources, decode).part, jobs)
-        return
-    # Forked workers inherit the sources; where there is no fork, they are pickled.
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (sources, decode)) as pool:
-        try:
-            yield from pool.map(_work, jobs)
-        except BrokenProcessPool as error:
-            message = "a checking process died, perhaps for lack of memory; check with workers=1 to see at which sample"
-            raise DataError(message) from error
+def _checking(sources: Sequence[Source], decode: bool) -> Callable[[tuple[int, int, int]], _Part]:
+    return _Checker(sources, decode).part
 
 
 class _Merged:

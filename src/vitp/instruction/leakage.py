@@ -6,21 +6,19 @@ correlate as well. Crops of a larger image are not found.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vitp.errors import DataError
 from vitp.images.decode import ImageError
 from vitp.images.perceptual import ORIENTATIONS, correlation, hashes, is_flat, near, oriented, thumbnail
 from vitp.instruction.source import Source
+from vitp.parallel import mapped
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 DISTANCE = 6  # bits of 64; ours: see docs/experiments.md
@@ -193,6 +191,10 @@ def _hash_some(paths: Sequence[Path]) -> list[NDArray[np.uint64] | str | None]:
     return found
 
 
+def _hashing() -> Callable[[Sequence[Path]], list[NDArray[np.uint64] | str | None]]:
+    return _hash_some
+
+
 def _hash_all(
     paths: Sequence[Path], workers: int, progress: Callable[[int, int], None] | None, done: int, total: int
 ) -> _Hashed:
@@ -200,7 +202,7 @@ def _hash_all(
     codes: list[NDArray[np.uint64]] = []
     flat, unreadable = 0, []
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
-    for chunk, results in zip(chunks, _mapped(chunks, workers), strict=True):
+    for chunk, results in zip(chunks, mapped(_hashing, chunks, workers), strict=True):
         for path, result in zip(chunk, results, strict=True):
             if result is None:
                 flat += 1
@@ -214,13 +216,3 @@ def _hash_all(
             progress(done, total)
     table = np.stack(codes) if codes else np.zeros((0, len(ORIENTATIONS)), np.uint64)
     return _Hashed(kept, table, flat, unreadable)
-
-
-def _mapped(chunks: Sequence[Sequence[Path]], workers: int) -> Iterator[list[NDArray[np.uint64] | str | None]]:
-    if workers <= 1 or len(chunks) <= 1:
-        yield from map(_hash_some, chunks)
-        return
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    with ProcessPoolExecutor(min(workers, len(chunks)), context, torch.set_num_threads, (1,)) as pool:
-        results: Iterable[list[NDArray[np.uint64] | str | None]] = pool.map(_hash_some, chunks)
-        yield from results
