@@ -44,3 +44,10 @@ def test_misspelt_recipe_is_named_with_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "tiny_rsicd.yaml").write_text("name: x\n")
     with pytest.raises(ConfigError, match="tiny_rsicd"):
         load(PretrainConfig, tmp_path / "tiny_rsci.yaml", [], find=find_recipe)
+
+
+def test_a_built_recipe_is_handed_back_and_takes_no_overrides() -> None:
+    built = load_recipe(PretrainConfig, "pretrain/tiny_rsicd")
+    assert load_recipe(PretrainConfig, built) is built
+    with pytest.raises(ConfigError, match="steps=3: overrides are for recipe files"):
+        load_recipe(PretrainConfig, built, ["steps=3"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vitp.config import Config, load
+from vitp.errors import ConfigError
 
 C = TypeVar("C", bound=Config)
 
@@ -37,6 +38,15 @@ def summary(path: Path) -> str:
     return first.removeprefix("#").strip()
 
 
-def load_recipe(cls: type[C], recipe: Path | str, overrides: Sequence[str] = ()) -> C:
-    """Read a recipe by path or shipped name; see `vitp.config.load`."""
+def load_recipe(cls: type[C], recipe: C | Path | str, overrides: Sequence[str] = ()) -> C:
+    """A recipe by path or shipped name, see `vitp.config.load`; one that is built already is handed back.
+
+    Raises:
+        ConfigError: the recipe is wrong, or there are overrides for one that is built already.
+    """
+    if isinstance(recipe, cls):
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: overrides are for recipe files; change a built {cls.__name__} itself")
+        return recipe
+    assert isinstance(recipe, Path | str), f"a {type(recipe).__name__} is no {cls.__name__}"
     return load(cls, recipe, overrides, find=find_recipe)

@@ -32,7 +32,7 @@ def check(
     Raises:
         VitpError: the recipe is wrong, or a source cannot be opened at all.
     """
-    config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
+    config = load_recipe(PretrainConfig, recipe, overrides)
     sources = [Source(s) for s in config.data.sources]
     return check_sources(sources, decode=decode, workers=workers, progress=progress)
 
@@ -57,7 +57,7 @@ def check_leakage(
     Raises:
         VitpError: the recipe is wrong, a source cannot be opened, or a folder holds no image.
     """
-    config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
+    config = load_recipe(PretrainConfig, recipe, overrides)
     downstream = image_files(against)
     images = source_images([Source(s) for s in config.data.sources])
     return find_overlap(images, downstream, workers=workers, progress=progress)

@@ -154,7 +154,7 @@ def finetune(
     Raises:
         VitpError: any mistake the user can mend; every mask is read once before training starts.
     """
-    config = recipe if isinstance(recipe, FinetuneConfig) else load_recipe(FinetuneConfig, recipe, overrides)
+    config = load_recipe(FinetuneConfig, recipe, overrides)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
     data = MaskFolder(config.data)

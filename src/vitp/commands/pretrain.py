@@ -306,7 +306,7 @@ def pretrain(
     Raises:
         VitpError: any mistake the user can mend, before training where it can be seen before.
     """
-    config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
+    config = load_recipe(PretrainConfig, recipe, overrides)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
     sources = [Source(s) for s in config.data.sources]

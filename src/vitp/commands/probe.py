@@ -297,7 +297,7 @@ def probe(
     Raises:
         VitpError: any mistake the user can mend.
     """
-    config = recipe if isinstance(recipe, ProbeConfig) else load_recipe(ProbeConfig, recipe, overrides)
+    config = load_recipe(ProbeConfig, recipe, overrides)
     train, test = read_labelled(config.data)
     if config.labels_per_class is None:
         draws = [list(range(len(train)))]

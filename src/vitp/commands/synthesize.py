@@ -69,7 +69,7 @@ def synthesize(
         VitpError: the recipe is wrong, labels are damaged (with file:line), no image is there, no question can be
             asked, or the output exists.
     """
-    config = config if isinstance(config, SynthesizeConfig) else load_recipe(SynthesizeConfig, config, overrides)
+    config = load_recipe(SynthesizeConfig, config, overrides)
     check_target(config.out, config.overwrite)
     labelled = read(config)
     interviewer = Interviewer(config, labelled)
