@@ -16,8 +16,9 @@ _QUIET_SECONDS = 15.0  # between lines when standard error is not a terminal
 class TrainingProgress:
     """Takes the loop's updates; see `vitp.train.loop.Progress`."""
 
-    def __init__(self, show: Callable[[int, int, str], None]) -> None:
+    def __init__(self, show: Callable[[int, int, str], None], say: Callable[[str], None]) -> None:
         self._show = show
+        self.say = say
 
     def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
         """Show the newest numbers."""
@@ -92,4 +93,4 @@ class Console:
     def training(self, title: str) -> Iterator[TrainingProgress]:
         """A progress receiver for the training loop."""
         with self._shown(title, "steps") as show:
-            yield TrainingProgress(show)
+            yield TrainingProgress(show, self.say)

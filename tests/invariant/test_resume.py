@@ -88,6 +88,9 @@ class StopAt:
         if step == self.step:
             raise Stop
 
+    def say(self, text: str) -> None:
+        pass
+
 
 def test_resume_is_bit_identical_in_bf16_too(tmp_path: Path) -> None:
     root = tmp_path / "data"

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.train import checkpoint as checkpoint_module
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, save_checkpoint
-from vitp.train.loop import LoopConfig, StepBatch, train
+from vitp.train.loop import LoopConfig, train
 from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor
+from vitp.train.task import StepBatch
 
 
 class Micro:
@@ -25,6 +26,9 @@ class Micro:
         self.x, self.y = x, y
 
     def to(self, device: torch.device) -> Micro:
+        return self
+
+    def pin_memory(self) -> Micro:
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -50,6 +54,9 @@ class Regression:
             y[3] = math.inf
         parts = [Micro(a, b) for a, b in zip(x.chunk(self.cut), y.chunk(self.cut), strict=True)]
         return StepBatch(parts, 12.0, {"samples": 12.0}, [f"data.jsonl:{step}"])
+
+    def where(self, step: int, slot: int) -> str:
+        return f"data.jsonl:{step}.{slot}"
 
     def loss(self, micro: Any) -> tuple[Tensor, dict[str, float]]:
         return (self.model(micro.x) - micro.y).square().sum(), {}

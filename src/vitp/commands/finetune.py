@@ -22,7 +22,6 @@ from vitp.recipes import load_recipe
 from vitp.tasks.segment import InferenceConfig, SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
 from vitp.train.loop import (
     LoopConfig,
-    Progress,
     TrainResult,
     check_output,
     choose_device,
@@ -31,6 +30,7 @@ from vitp.train.loop import (
     train,
     uses_bf16,
 )
+from vitp.train.task import Progress
 
 _ANY_LENGTH = 1 << 30
 

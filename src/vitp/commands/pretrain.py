@@ -28,7 +28,6 @@ from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
 from vitp.train.loop import (
     LoopConfig,
-    Progress,
     TrainResult,
     check_output,
     choose_device,
@@ -37,6 +36,7 @@ from vitp.train.loop import (
     train,
     uses_bf16,
 )
+from vitp.train.task import Progress
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model

@@ -25,7 +25,8 @@ from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
 from vitp.instruction.source import Source
 from vitp.instruction.tiling import TilingConfig, cut_tiles
 from vitp.train.draws import Purpose, generator
-from vitp.train.loop import StepBatch
+from vitp.train.feeding import working_on
+from vitp.train.task import StepBatch
 from vitp.vlm.loss import Weighting, answer_weights
 from vitp.vlm.model import PackTensors
 from vitp.vlm.token_drop import TokenDropConfig, draw
@@ -263,6 +264,7 @@ class StepBuilder:
         return lay_out(encoded, tiles, depth, kept, self.weighting, self.limits.max_length, sample.where)
 
     def _usable(self, step: int, slot: int, position: int, skipped: list[dict[str, Any]]) -> tuple[LaidOut, str]:
+        working_on(slot)
         place = self.mixture.at(position)
         source, index = self.sources[place.source], place.index
         for attempt in range(_ATTEMPTS):
@@ -292,6 +294,11 @@ class StepBuilder:
             return range(step * self.text_batch_size, (step + 1) * self.text_batch_size)
         first = (step - self.text_steps) * self.batch_size
         return range(first, first + self.batch_size)
+
+    def where(self, step: int, slot: int) -> str:
+        """``file:line`` of the sample that is due at place `slot` of a step."""
+        place = self.mixture.at(self._positions(step)[slot])
+        return self.sources[place.source].where(place.index)
 
     def step_batch(self, step: int) -> StepBatch:
         """All packs of one step with the step's total loss weight and its counts."""

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from vitp.instruction.pack import StepBuilder
-from vitp.train.loop import StepBatch
 from vitp.train.optim import ParameterGroup
+from vitp.train.task import StepBatch
 from vitp.vlm.model import PackTensors, VisionLanguageModel
 
 
@@ -38,6 +38,10 @@ class PretrainingTask:
     def step_batch(self, step: int) -> StepBatch:
         """The packs of one step."""
         return self.builder.step_batch(step)
+
+    def where(self, step: int, slot: int) -> str:
+        """``file:line`` of a sample of a step."""
+        return self.builder.where(step, slot)
 
     def loss(self, micro: PackTensors) -> tuple[Tensor, dict[str, float]]:
         """Weighted sum over the pack's supervised tokens."""

@@ -29,8 +29,9 @@ from vitp.heads.fcn import FCNHead, random_head
 from vitp.metrics.segmentation import IGNORE, SegmentationMetric
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 from vitp.train.draws import Purpose, generator
-from vitp.train.loop import StepBatch
+from vitp.train.feeding import working_on
 from vitp.train.optim import ParameterGroup
+from vitp.train.task import StepBatch
 
 _WINDOWS_AT_ONCE = 8
 
@@ -72,7 +73,12 @@ class SegmentMicro:
 
     def to(self, device: torch.device) -> SegmentMicro:
         """Itself on `device`."""
-        return SegmentMicro(self.images.to(device), self.masks.to(device), self.pixels, self.samples)
+        images, masks = self.images.to(device, non_blocking=True), self.masks.to(device, non_blocking=True)
+        return SegmentMicro(images, masks, self.pixels, self.samples)
+
+    def pin_memory(self) -> SegmentMicro:
+        """Itself in pinned memory."""
+        return SegmentMicro(self.images.pin_memory(), self.masks.pin_memory(), self.pixels, self.samples)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved when the loss is not finite."""
@@ -113,7 +119,10 @@ class SegmentData:
             DataError: an image or a mask cannot be used.
         """
         chosen = self.chosen(step)
-        crops = [augment(*self.data.read(i), self.augmentation, self.seed, step, slot) for slot, i in enumerate(chosen)]
+        crops = []
+        for slot, i in enumerate(chosen):
+            working_on(slot)
+            crops.append(augment(*self.data.read(i), self.augmentation, self.seed, step, slot))
         images, masks = torch.stack([i for i, _ in crops]), torch.stack([m for _, m in crops])
         pixels = float(max(1, int((masks != IGNORE).sum())))
         micros = [
@@ -179,6 +188,10 @@ class SegmentTask:
     def step_batch(self, step: int) -> StepBatch:
         """The images of one step."""
         return self.data.step_batch(step)
+
+    def where(self, step: int, slot: int) -> str:
+        """The image at a place of a step."""
+        return str(self.data.data.items[self.data.chosen(step)[slot]].image)
 
     def loss(self, micro: SegmentMicro) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy summed over labelled pixels, plus the weighted Dice loss in the same unit."""

@@ -11,23 +11,23 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
 
 from vitp.config import Config
-from vitp.errors import CheckpointError, OutputError, TrainingError, VitpError
+from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.files import raise_if_unwritable, write_json, write_text
 from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor, set_lr
+from vitp.train.feeding import Feeding, batches
+from vitp.train.optim import build_optimizer, lr_factor, set_lr
+from vitp.train.task import Progress, StepBatch, Task
 from vitp.train.trackers import Tracker
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -47,55 +47,11 @@ class LoopConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # released: bf16; auto takes it where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = Field(default=None, ge=0)  # None: one fewer than the cores, at most 8 (released: 8)
+    worker_timeout: float = Field(default=1800.0, ge=0)  # ours: seconds a step may be waited for; 0: for ever
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_last: int = Field(default=2, ge=1)
     max_skipped_share: float = Field(default=0.05, ge=0, le=1)  # stop when more of the samples were unusable
-
-
-class MicroBatch(Protocol):
-    """What one forward pass computes on."""
-
-    def to(self, device: torch.device) -> MicroBatch:
-        """Itself with its tensors on `device`."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name, saved when the loss is not finite."""
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """One optimiser step's data, a pure function of the step number."""
-
-    micros: list[Any]
-    weight: float  # the gradient is the sum over micros of d(loss_sum), divided by this
-    counts: dict[str, float] = field(default_factory=dict)
-    samples: list[str] = field(default_factory=list)  # where each sample stands, for messages
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Task(Protocol):
-    """What the loop asks of a task."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained."""
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """The parts of the model with their peak learning rates."""
-
-    def step_batch(self, step: int) -> StepBatch:
-        """The data of one step; pure in `step`, called in worker processes."""
-
-    def loss(self, micro: Any) -> tuple[Tensor, dict[str, float]]:
-        """The weighted SUM of the losses of a micro-batch (not divided), and numbers to add up for the log."""
-
-
-class Progress(Protocol):
-    """Somebody who wants to see the run go on."""
-
-    def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
-        """Called after every step; `logs` holds the newest values."""
 
 
 @dataclass(frozen=True)
@@ -110,50 +66,11 @@ class TrainResult:
     skipped: int
 
 
-class _Steps(Dataset[StepBatch | VitpError]):
-    """The steps of a task as a map-style data set, so that torch's worker processes can lay them out ahead.
-
-    A user's mistake comes back as a value: raised in a worker it would arrive as a traceback.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self.step_batch = task.step_batch
-
-    def __getitem__(self, step: int) -> StepBatch | VitpError:
-        try:
-            return self.step_batch(step)
-        except VitpError as error:
-            return error
-
-
-def _start_worker(_: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
-
-
-def _batches(task: Task, config: LoopConfig, start: int) -> Iterator[StepBatch]:
+def _feeding(config: LoopConfig, device: torch.device) -> Feeding:
     workers = config.workers
     if workers is None:
         workers = max(0, min(8, (os.cpu_count() or 1) - 1))
-    if workers == 0:
-        return (task.step_batch(step) for step in range(start, config.steps))
-    loader: DataLoader[StepBatch | VitpError] = DataLoader(
-        _Steps(task),
-        batch_size=None,
-        sampler=range(start, config.steps),
-        num_workers=workers,
-        prefetch_factor=2,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="fork" if os.name == "posix" else None,
-    )
-    return _raising(iter(loader))
-
-
-def _raising(batches: Iterator[StepBatch | VitpError]) -> Iterator[StepBatch]:
-    for batch in batches:
-        if isinstance(batch, VitpError):
-            raise batch
-        yield batch
+    return Feeding(workers, config.worker_timeout, pin_memory=device.type == "cuda")
 
 
 def choose_device(name: str) -> torch.device:
@@ -303,7 +220,9 @@ class _Run:
 
 
 # Values a resumed run may change: where it is written and how it is watched, not what it computes.
-_FREE = frozenset({"out", "workers", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device"})
+_FREE = frozenset(
+    {"out", "workers", "worker_timeout", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device"}
+)
 
 
 def recipe_fingerprint(config: LoopConfig, free: AbstractSet[str] = frozenset()) -> dict[str, Any]:
@@ -397,7 +316,10 @@ def train(
     waited_from = time.perf_counter()
     last_saved = checkpoints[-1] if checkpoints else out
     try:
-        for step, batch in enumerate(_batches(task, config, start), start):
+        steps = range(start, config.steps)
+        say = progress.say if progress is not None else lambda _: None
+        feed = batches(task, steps, _feeding(config, run.device), say)
+        for step, batch in zip(steps, feed, strict=True):
             got = time.perf_counter()
             numbers = run.step(step, batch)
             done = time.perf_counter()

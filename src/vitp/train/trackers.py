@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitp.train.loop import StepBatch
+    from vitp.train.task import StepBatch
 
 
 class Tracker:

@@ -6,6 +6,7 @@ positions, W language-model width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -46,10 +47,15 @@ class PackTensors:
 
     def to(self, device: torch.device) -> PackTensors:
         """The same pack with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            n: t.to(device, non_blocking=True) for n, t in self.tensors().items() if n != "lengths"
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackTensors:
+        """The same pack in pinned memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PackTensors:
+        changed: dict[str, Any] = {n: change(t) for n, t in self.tensors().items() if n != "lengths"}
+        return replace(self, **changed)
 
 
 class Projector(nn.Module):
