@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import Path, PurePath
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -50,6 +50,15 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    early_keys: ClassVar[tuple[str, ...]] = ()  # beginnings of the overrides that `expand` wants applied before it
+
+    @classmethod
+    def expand(cls, document: Document) -> None:
+        """Rewrite the raw recipe in place before the other overrides, where a key stands for much else.
+
+        Raises:
+            VitpError: what the key names cannot be used.
+        """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler, /) -> CoreSchema:
@@ -84,12 +93,17 @@ def load(
         found = find(str(path)) if find is not None and not Path(path).is_file() else None
         document = read(found or Path(path))
     document.from_command_line = True
-    for text in overrides:
+    early = [text for text in overrides if text.strip().startswith(cls.early_keys)]
+    for text in early:
         _override(document, cls, text)
+    cls.expand(document)
+    for text in overrides:
+        if text not in early:
+            _override(document, cls, text)
     try:
         config = cls.model_validate(document.data)
     except ValidationError as error:
-        for loc, text in _explain(cls, error):
+        for loc, text in explain(cls, error):
             document.blame(loc, text)
     if document.mistakes:
         raise ConfigError(document.report())
@@ -298,7 +312,7 @@ _SHAPES = {  # beginnings of the many names pydantic has for a wrong type
 }
 
 
-def _explain(cls: type[Config], error: ValidationError) -> Iterator[tuple[Loc, str]]:
+def explain(cls: type[Config], error: ValidationError) -> Iterator[tuple[Loc, str]]:
     """(place in the data, what is wrong) of each mistake, in our own words; a union's complaints become one."""
     placed = [(*_follow(cls, details), details) for details in error.errors(include_url=False)]
     entered = {loc[:fork] for loc, _, forks, _ in placed for fork in forks if fork < len(loc)}

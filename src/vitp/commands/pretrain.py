@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,8 +19,9 @@ from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckReport, check_sources
+from vitp.instruction.meta import expand_document, resolve_sources
 from vitp.instruction.pack import PackLimits, StepBuilder
-from vitp.instruction.source import Source, SourceConfig
+from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import lines
 from vitp.recipes import load_recipe
@@ -42,15 +43,23 @@ from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
 from vitp.vlm.token_drop import TokenDropConfig
 from vitp.vlm.tokenizer import build_tokenizer, load_tokenizer
+from vitp.yaml_lines import Document
 
 
 class DataConfig(Config):
     """The mixture and how a sample becomes tokens."""
 
     sources: list[SourceConfig] = Field(min_length=1)
+    meta: Path | None = None  # a released mixture JSON instead of sources; read at once, and None from then on
+    base: Path | None = None  # joined to relative roots (and a meta file's paths) at once, and None from then on
     tiling: TilingConfig = TilingConfig()
     max_length: int = Field(default=4096, ge=16)  # released scripts; tokens of a sample before dropping
     bad_samples: Literal["stop", "skip"] = "stop"  # what to do about samples that `vitp check` calls unusable
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        return resolve_sources(data) if isinstance(data, dict) else data
 
 
 class TowerConfig(BackboneConfig):
@@ -93,6 +102,13 @@ class PretrainConfig(LoopConfig):
     max_tiles_per_pack: int = Field(default=64, ge=1)  # about what 80 GB holds at the paper's size
     max_samples_per_pack: int | None = Field(default=None, ge=1)  # 1: no packing
 
+    early_keys: ClassVar[tuple[str, ...]] = ("data.meta", "data.base")
+
+    @classmethod
+    def expand(cls, document: Document) -> None:
+        """Put the sources of ``data.meta`` in its place, so that overrides reach them by number."""
+        expand_document(document)
+
     @model_validator(mode="after")
     def _grid_fits(self) -> PretrainConfig:
         tower = self.model.tower
@@ -131,7 +147,8 @@ def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, 
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
     flat = recipe_fingerprint(config)
     for i, source in enumerate(sources):
-        flat.pop(f"data.sources.{i}.root", None)
+        for name in DESCRIPTIVE:
+            flat.pop(f"data.sources.{i}.{name}", None)
         flat[f"data.sources.{i}.content"] = source.fingerprint()
     return flat
 

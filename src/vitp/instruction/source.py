@@ -62,8 +62,18 @@ class SourceConfig(Config):
     max_tiles: int | None = Field(default=None, ge=1)  # None: the recipe's; released script: max_dynamic_patch
     augment: AugmentConfig = AugmentConfig()
     images: ImageConfig = ImageConfig()  # bands, scaling, windows and slices of files deeper than 8 bits
-    modality: str | None = None  # for the report only
-    licence: str | None = None  # for the report only
+    # What follows describes the source in reports and changes nothing in training.
+    modality: str | None = None
+    tasks: tuple[Literal["caption", "vqa", "classification", "grounding", "ocr", "dialogue"], ...] = ()
+    domain: Literal["domain", "general"] = "domain"
+    licence: str | None = None
+    samples: int | None = Field(default=None, ge=1)  # records to expect; held to with `declared_in`
+    obtain: str | None = None  # where to get it
+    declared_in: Path | None = None  # the released meta JSON that names the source; its `length` is `samples`
+
+
+# What a resumed run may change: `Source.fingerprint` stands for the content, the rest describes.
+DESCRIPTIVE = ("root", "annotations", "modality", "tasks", "domain", "licence", "samples", "obtain", "declared_in")
 
 
 class Source:
@@ -78,12 +88,15 @@ class Source:
         self.config = config
         self.root = config.root.expanduser()
         if not self.root.is_dir():
-            raise _missing(self.root, f"is the root of source '{config.name}' and no folder")
+            raise _missing(self.root, f"is the root of {_label(config)} and no folder")
         self._resolved_root = os.path.realpath(self.root)
         self._parents: dict[str, str] = {}
         self._records = _open_records(config, self.root)
         if len(self._records) == 0:
             raise DataError("holds no record; add some or remove the source", self._records.file)
+        if config.declared_in is not None and config.samples not in (None, len(self)):
+            found = f"{config.name}.length is {config.samples}, but {self._records.file} holds {len(self)} records"
+            raise DataError(f"{found}; complete the file or set the source's samples=null", str(config.declared_in))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -140,6 +153,12 @@ class Source:
         return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
 
+def _label(config: SourceConfig) -> str:
+    """A source as messages call it."""
+    declared = f" ({config.declared_in})" if config.declared_in is not None else ""
+    return f"source '{config.name}'{declared}"
+
+
 def _missing(path: Path, what: str) -> DataError:
     """A sentence about a missing path, with what lies near it under a similar name."""
     folder = next((parent for parent in path.parents if parent.is_dir()), None)
@@ -154,7 +173,7 @@ def _open_records(config: SourceConfig, root: Path) -> _TextRecords | _NativeRec
     """Find the annotations, their format, and a reader for them."""
     path = None if config.annotations is None else root / config.annotations.expanduser()
     if path is not None and not path.exists():
-        raise _missing(path, f"holds the annotations of source '{config.name}' and does not exist")
+        raise _missing(path, f"holds the annotations of {_label(config)} and does not exist")
     form = config.format
     if form in ("auto", "conversations") and path is not None and path.is_file() and not _is_native(root, path, form):
         if (config.split, config.turns) != ("train", 3):
