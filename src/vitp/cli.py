@@ -188,12 +188,23 @@ def probe(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes that ship with vitp."""
-    from vitp.recipes import list_recipes, summary
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe in full: its header and every source.")] = None,
+    overrides: Overrides = None,
+    base: Annotated[Path | None, typer.Option("--base", help="Folder the data lies below (data.base).")] = None,
+    from_meta: Annotated[
+        Path | None, typer.Option("--from-meta", help="Print a released mixture JSON as the data.sources of a recipe.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that ship with vitp, what each needs, and how much of its data is on this disk."""
+    from vitp.commands.recipes import show
 
-    for path in list_recipes():
-        typer.echo(f"{path.parent.name + '/' + path.stem:32} {summary(path)}")
+    shown = show(name, overrides or [], base=base, from_meta=from_meta)
+    for line in shown.lines():
+        typer.echo(line, err=as_json)
+    if as_json:
+        typer.echo(json.dumps(shown.to_json()))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +37,22 @@ def summary(path: Path) -> str:
     """The first comment line of a recipe."""
     first = path.read_text(encoding="utf-8").split("\n", 1)[0]
     return first.removeprefix("#").strip()
+
+
+def header(path: Path) -> list[str]:
+    """The comment block a recipe starts with, without its marks."""
+    lines: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return lines
+
+
+def header_field(lines: Sequence[str], word: str) -> str:
+    """What a header says after What, Hardware, Time, Expect or Command; empty where it says nothing."""
+    found = (re.match(rf"{word} +(\S.*)", line) for line in lines)
+    return next((match[1] for match in found if match), "")
 
 
 def load_recipe(cls: type[C], recipe: C | Path | str, overrides: Sequence[str] = ()) -> C:
