@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.tinyvlm import SIZE, laid_out_sample, tiny_model
 
-from vitp.instruction.pack import cut_into_packs, join
+from vitp.instruction.pack import join, plan_packs
+from vitp.instruction.plan import PlanConfig
 from vitp.vlm.loss import Weighting
 
 
@@ -24,7 +25,7 @@ def test_packed_gradient_equals_unpacked(weighting: Weighting) -> None:
     for max_tokens, max_samples in ((10**6, None), (60, None), (10**6, 1)):
         model = tiny_model(drop_path=0.3).train()
         loss = 0.0
-        packs = cut_into_packs(samples, max_tokens, 64, max_samples)
+        packs = plan_packs(samples, PlanConfig(max_tokens_per_pack=max_tokens, max_samples_per_pack=max_samples))
         for pack in packs:
             part = model(join(pack, model.tokens_per_tile, SIZE, 4)) / weight
             part.backward()

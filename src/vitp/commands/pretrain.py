@@ -20,7 +20,8 @@ from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckReport, check_sources
 from vitp.instruction.meta import expand_document, resolve_sources
-from vitp.instruction.pack import PackLimits, StepBuilder
+from vitp.instruction.pack import StepBuilder
+from vitp.instruction.plan import PlanConfig
 from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import lines
@@ -38,6 +39,7 @@ from vitp.train.loop import (
     uses_bf16,
 )
 from vitp.train.task import Progress
+from vitp.vlm.cost import estimate_cost
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
@@ -250,11 +252,12 @@ def build_task(
         tiling=config.data.tiling,
         vrl=config.vrl,
         weighting=config.loss_weighting,
-        limits=PackLimits(
-            max_length=config.data.max_length,
-            max_tokens=config.max_tokens_per_pack,
-            max_tiles=config.max_tiles_per_pack,
-            max_samples=config.max_samples_per_pack,
+        max_length=config.data.max_length,
+        plan=PlanConfig(
+            max_tokens_per_pack=config.max_tokens_per_pack,
+            max_tiles_per_pack=config.max_tiles_per_pack,
+            max_samples_per_pack=config.max_samples_per_pack,
+            cost=estimate_cost(model, tower_trains=config.lr_tower > 0),
         ),
         text_steps=config.warm_start.steps,
         text_batch_size=config.warm_start.batch_size,

@@ -21,6 +21,7 @@ from vitp.instruction.augment import augment
 from vitp.instruction.chat import ChatFormat, Encoded
 from vitp.instruction.grammar import parse_boxes
 from vitp.instruction.mixture import Mixture
+from vitp.instruction.plan import PlanConfig, SampleSize, plan_step
 from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
 from vitp.instruction.source import Source
 from vitp.instruction.tiling import TilingConfig, cut_tiles
@@ -147,41 +148,24 @@ def join(
     )
 
 
-def cut_into_packs(
-    samples: Sequence[LaidOut], max_tokens: int, max_tiles: int, max_samples: int | None
-) -> list[list[LaidOut]]:
-    """Fill packs in order, within the bounds; a sample larger than a bound gets a pack of its own."""
-    packs: list[list[LaidOut]] = []
-    tokens = tiles = 0
-    for sample in samples:
-        full = packs and (
-            tokens + len(sample.ids) > max_tokens
-            or tiles + len(sample.tiles) > max_tiles
-            or (max_samples is not None and len(packs[-1]) >= max_samples)
-        )
-        if not packs or full:
-            packs.append([])
-            tokens = tiles = 0
-        packs[-1].append(sample)
-        tokens += len(sample.ids)
-        tiles += len(sample.tiles)
-    return packs
+def plan_packs(samples: Sequence[LaidOut], config: PlanConfig) -> list[list[LaidOut]]:
+    """As few packs as `vitp.instruction.plan` finds within the bounds, of about equal cost, dearest first.
+
+    A sample larger than a bound gets a pack of its own, before all others.
+    """
+    sizes = {i: SampleSize(len(s.tiles), len(s.ids), len(s.targets)) for i, s in enumerate(samples)}
+    large = [
+        i for i, s in sizes.items() if s.tokens > config.max_tokens_per_pack or s.tiles > config.max_tiles_per_pack
+    ]
+    rest = {i: size for i, size in sizes.items() if i not in large}
+    planned = plan_step(rest, config, ranks=1).ranks[0] if rest else ()
+    return [[samples[i]] for i in large] + [[samples[i] for i in pack] for pack in planned]
 
 
 def without_images(sample: Sample) -> Sample:
     """The sample's conversation alone, for the text-only warm start."""
     turns = tuple(Turn(t.role, t.text.replace(IMAGE_MARK + "\n", "").replace(IMAGE_MARK, "")) for t in sample.turns)
     return Sample(turns, (), sample.where)
-
-
-@dataclass(frozen=True)
-class PackLimits:
-    """Bounds of one forward pass."""
-
-    max_length: int  # tokens of a sample before dropping
-    max_tokens: int
-    max_tiles: int
-    max_samples: int | None = None
 
 
 class StepBuilder:
@@ -200,14 +184,22 @@ class StepBuilder:
         tiling: TilingConfig,
         vrl: TokenDropConfig,
         weighting: Weighting,
-        limits: PackLimits,
+        max_length: int,
+        plan: PlanConfig,
         text_steps: int = 0,
         text_batch_size: int = 0,
     ) -> None:
-        """The first `text_steps` steps hold `text_batch_size` conversations without their images."""
+        """Set up; nothing is read yet.
+
+        Args (those that do not speak for themselves):
+            max_length: tokens of a sample before dropping.
+            plan: bounds and costs of a pack, which is one forward pass.
+            text_steps: so many first steps hold `text_batch_size` conversations without their images.
+        """
         self.sources, self.chat, self.seed, self.batch_size = list(sources), chat, seed, batch_size
         self.tile_size, self.tokens_per_tile, self.depth_modules = tile_size, tokens_per_tile, depth_modules
-        self.tiling, self.vrl, self.weighting, self.limits = tiling, vrl, weighting, limits
+        self.tiling, self.vrl, self.weighting = tiling, vrl, weighting
+        self.max_length, self.plan = max_length, plan
         self.text_steps, self.text_batch_size = text_steps, text_batch_size
         self.mixture = Mixture([len(s) for s in sources], [s.config.weight for s in sources], seed)
         self._images: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
@@ -261,7 +253,7 @@ class StepBuilder:
         depth = generator(self.seed, Purpose.STOCHASTIC_DEPTH, step, slot).random(
             (len(tiles), self.depth_modules), dtype=np.float32
         )
-        return lay_out(encoded, tiles, depth, kept, self.weighting, self.limits.max_length, sample.where)
+        return lay_out(encoded, tiles, depth, kept, self.weighting, self.max_length, sample.where)
 
     def _usable(self, step: int, slot: int, position: int, skipped: list[dict[str, Any]]) -> tuple[LaidOut, str]:
         working_on(slot)
@@ -305,8 +297,7 @@ class StepBuilder:
         skipped: list[dict[str, Any]] = []
         drawn = [self._usable(step, slot, p, skipped) for slot, p in enumerate(self._positions(step))]
         samples = [laid for laid, _ in drawn]
-        limits = self.limits
-        packs = cut_into_packs(samples, limits.max_tokens, limits.max_tiles, limits.max_samples)
+        packs = plan_packs(samples, self.plan)
         counts = {
             "samples": len(samples),
             "tiles": sum(len(s.tiles) for s in samples),
