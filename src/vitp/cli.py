@@ -55,28 +55,47 @@ def check(
     recipe: Recipe,
     overrides: Overrides = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image in full, not just its header.")] = False,
+    near_duplicates: Annotated[
+        bool,
+        typer.Option("--near-duplicates", help="Find images that show the same as others. Decodes every image."),
+    ] = False,
+    lengths: Annotated[
+        bool, typer.Option("--lengths/--no-lengths", help="Count tokens, with the recipe's tokenizer.")
+    ] = True,
     against: Annotated[
         list[Path] | None,
         typer.Option("--against", help="Folder of downstream images; pretraining images among them are listed."),
     ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file, too.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Say what is wrong with a recipe's data: file, line and the fix. Exit code 2 when there are errors."""
     from vitp.commands.check import check as run_check
-    from vitp.commands.check import check_leakage
+    from vitp.commands.check import check_html, check_leakage
     from vitp.progress import Console
 
-    with Console().bar("check", "samples") as bar:
-        report = run_check(recipe, overrides or [], decode=decode, workers=workers, progress=bar)
+    given, console, leaks = overrides or [], Console(), None
+    with console.bar("check", "samples, then images" if near_duplicates else "samples") as bar:
+        report = run_check(
+            recipe,
+            given,
+            decode=decode,
+            near_duplicates=near_duplicates,
+            lengths=lengths,
+            workers=workers,
+            progress=bar,
+        )
     lines, found = report.lines(), report.to_json()
     if against:
-        with Console().bar("compare", "images") as bar:
-            leaks = check_leakage(recipe, against, overrides or [], workers=workers, progress=bar)
+        with console.bar("compare", "images") as bar:
+            leaks = check_leakage(recipe, against, given, workers=workers, progress=bar)
         lines += leaks.lines()
         found["leakage"] = leaks.to_json()
     for line in lines:
         typer.echo(line, err=as_json)
+    if html is not None:
+        _say(f"report: {check_html(html, report, recipe, given, leaks=leaks)}")
     if as_json:
         typer.echo(json.dumps(found))
     if report.errors:

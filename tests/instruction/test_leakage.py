@@ -67,7 +67,12 @@ def test_command_lists_pairs(place: Path, tmp_path: Path) -> None:
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["leakage"]["leaked"] == 3
     assert {(o["image"], o["found_in"], o["turned"]) for o in found["leakage"]["overlaps"]} == expected(place)
-    result = CliRunner().invoke(app, ["check", str(recipe), "--against", str(place / "test")])
+    page = tmp_path / "check.html"
+    result = CliRunner().invoke(app, ["check", str(recipe), "--against", str(place / "test"), "--html", str(page)])
+    html = page.read_text(encoding="utf-8")
+    assert "Leaked images" in html
+    assert html.count("data:image/png;base64") == 6  # three pairs, side by side
+    assert "deep/copy5.jpg" in html
     assert "3 of 8 downstream images (37.5 %) occur among 12 pretraining images" in result.output
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vitp.cli import app
 from vitp.demo.scenes import SceneConfig, write_dataset
-from vitp.instruction.check import check_sources
+from vitp.instruction.check import CheckOptions, check_sources
 from vitp.instruction.source import Source, SourceConfig
 
 MASKS = ["format=masks", "images=images/*.png", "masks=masks/{stem}.png"]
@@ -30,7 +30,7 @@ def test_labels_become_instructions_that_pass_the_check(scenes: Path, tmp_path: 
     assert run.exit_code == 0, run.output
     result = json.loads(run.stdout.splitlines()[-1])
     assert result["records"] == len(out.read_text().splitlines()) >= 10
-    report = check_sources([Source(SourceConfig(name="made", root=scenes, annotations=out))], decode=True)
+    report = check_sources([Source(SourceConfig(name="made", root=scenes, annotations=out))], CheckOptions(decode=True))
     assert report.count("error") == 0
     first = out.read_bytes()
     again = CliRunner().invoke(app, ["synthesize", str(scenes), str(out), *overrides, "turns=4", "--overwrite"])

@@ -18,10 +18,12 @@ from vitp.config import Config, save
 from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
-from vitp.instruction.check import CheckReport, check_sources
+from vitp.instruction.check import check_sources
+from vitp.instruction.check_report import CheckReport
 from vitp.instruction.meta import expand_document, resolve_sources
 from vitp.instruction.pack import StepBuilder
 from vitp.instruction.plan import PlanConfig
+from vitp.instruction.principles import Downstream, Modality
 from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import lines
@@ -57,6 +59,8 @@ class DataConfig(Config):
     tiling: TilingConfig = TilingConfig()
     max_length: int = Field(default=4096, ge=16)  # released scripts; tokens of a sample before dropping
     bad_samples: Literal["stop", "skip"] = "stop"  # what to do about samples that `vitp check` calls unusable
+    downstream: tuple[Downstream, ...] = ()  # tasks the backbone is for; `vitp check` says what the mixture lacks
+    downstream_modalities: tuple[Modality, ...] = ()  # and their modalities
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +152,8 @@ class PretrainResult:
 def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
     flat = recipe_fingerprint(config)
+    for key in ("downstream", "downstream_modalities"):  # for the report only, as some keys of a source
+        flat.pop(f"data.{key}", None)
     for i, source in enumerate(sources):
         for name in DESCRIPTIVE:
             flat.pop(f"data.sources.{i}.{name}", None)
@@ -193,6 +199,18 @@ def _texts(sources: Sequence[Source], limit: int = 200_000) -> Iterator[str]:
                 continue
             for turn in sample.turns:
                 yield turn.text.replace("<image>", "")
+
+
+def recipe_tokenizer(config: PretrainConfig, sources: Sequence[Source]) -> Any:
+    """The language model's own tokenizer, or for one from scratch a tokenizer built from the sources' text.
+
+    Raises:
+        CheckpointError: there is none where the recipe says.
+    """
+    language = config.model.language_model
+    if language.path is not None:
+        return load_tokenizer(language.path)
+    return build_tokenizer(_texts(sources), language.vocabulary)
 
 
 def build_model(config: PretrainConfig, tokenizer: Any, run: Path | None = None) -> VisionLanguageModel:
@@ -280,7 +298,7 @@ def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[s
         first = report.errors[0]
         if config.data.bad_samples == "stop":
             raise DataError(
-                f"{first.message}; {first.fix} ({found} finding{'s' if found > 1 else ''} in all: `vitp check` lists them; "
+                f"{first.found}; {first.fix} ({found} finding{'s' if found > 1 else ''} in all: `vitp check` lists them; "
                 "data.bad_samples=skip trains without these samples)",
                 first.where,
             )
@@ -288,7 +306,7 @@ def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[s
         if share > config.max_skipped_share:
             raise DataError(
                 f"{share:.0%} of the samples are unusable, more than max_skipped_share {config.max_skipped_share:.0%}, the first "
-                f"because {first.message}; mend them or raise max_skipped_share",
+                f"because {first.found}; mend them or raise max_skipped_share",
                 first.where,
             )
         say(f"{len(report.bad)} unusable samples will be replaced by others of their source (listed in skipped.jsonl)")
@@ -335,11 +353,7 @@ def pretrain(
         task = build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
     else:
         report = _checked(sources, config, say)
-        language = config.model.language_model
-        if language.path is not None:
-            tokenizer = load_tokenizer(language.path)
-        else:
-            tokenizer = build_tokenizer(_texts(sources), language.vocabulary)
+        tokenizer = recipe_tokenizer(config, sources)
         task = build_task(config, sources, tokenizer)
         open_output(out, overwrite=overwrite)
         _describe(out, config, tokenizer, task, report)

@@ -28,13 +28,17 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """One pretraining image that is also a downstream image."""
+    """One pretraining image that is also a downstream image, or another pretraining image."""
 
     image: str  # pretraining
-    found_in: str  # downstream
+    found_in: str  # downstream, or an earlier one of pretraining
     distance: int  # bits the hashes differ in, 0-64
     correlation: float  # of the grey thumbnails, up to 1
     turned: bool  # one is a flip or quarter turn of the other
+
+    def how(self) -> str:
+        """How the two are alike, in words."""
+        return f"{'turned or flipped' if self.turned else 'upright'}, {self.distance} bits, r = {self.correlation:.3f}"
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class LeakReport:
         """Everything as plain JSON data."""
         return {**asdict(self), "leaked": self.leaked}
 
-    def lines(self, most: int = 20) -> list[str]:
-        """The report for people."""
+    def summary(self) -> list[str]:
+        """The figures, without the pairs."""
         share = 100 * self.leaked / max(1, self.against)
         lines = [
             f"leakage: {self.leaked:,} of {self.against:,} downstream images ({share:.1f} %) occur among "
@@ -67,11 +71,12 @@ class LeakReport:
             lines.append(f"  {self.flat:,} images show too little to be compared")
         if self.unreadable:
             lines.append(f"  {len(self.unreadable):,} images cannot be read, the first is {self.unreadable[0]}")
-        for overlap in self.overlaps[:most]:
-            how = "turned or flipped" if overlap.turned else "upright"
-            lines.append(
-                f"  {overlap.image} is {overlap.found_in} ({how}, {overlap.distance} bits, r = {overlap.correlation:.3f})"
-            )
+        return lines
+
+    def lines(self, most: int = 20) -> list[str]:
+        """The report for people."""
+        lines = self.summary()
+        lines += [f"  {pair.image} is {pair.found_in} ({pair.how()})" for pair in self.overlaps[:most]]
         if len(self.overlaps) > most:
             lines.append(f"  ... and {len(self.overlaps) - most:,} more pairs (--json lists all)")
         return lines
@@ -116,7 +121,7 @@ def source_images(sources: Sequence[Source]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class _Hashed:
+class HashedImages:
     """Hashes of the comparable images of a list, and what was left out."""
 
     paths: list[Path]
@@ -148,19 +153,12 @@ def find_overlap(
         DataError: a worker process died. An unreadable image is in the report.
     """
     total = len(images) + len(against)
-    first = _hash_all(images, workers, progress, 0, total)
-    second = _hash_all(against, workers, progress, len(images), total)
-    best: dict[tuple[int, int], tuple[int, int]] = {}
-    upright = first.codes[:, 0]
-    for orientation in range(len(ORIENTATIONS)):
-        turned = second.codes[:, orientation]
-        for i, j in near(upright, turned, distance).tolist():
-            bits = int(np.bitwise_count(upright[i] ^ turned[j]))
-            best[i, j] = min(best.get((i, j), (65, 0)), (bits, orientation))
+    first = hash_images(images, workers, progress, 0, total)
+    second = hash_images(against, workers, progress, len(images), total)
     cache: dict[Path, NDArray[np.float32]] = {}
     overlaps = []
-    for (i, j), (bits, orientation) in sorted(best.items()):
-        a, b = _cached(first.paths[i], cache), _cached(second.paths[j], cache)
+    for (i, j), (bits, orientation) in sorted(candidates(first.codes, second.codes, distance).items()):
+        a, b = cached_thumbnail(first.paths[i], cache), cached_thumbnail(second.paths[j], cache)
         r = correlation(a, oriented(b, orientation))
         if r >= least_correlation:
             image, found_in = str(first.paths[i]), str(second.paths[j])
@@ -170,7 +168,22 @@ def find_overlap(
     return LeakReport(tuple(overlaps), len(first.paths), len(second.paths), first.flat + second.flat, unreadable)
 
 
-def _cached(path: Path, cache: dict[Path, NDArray[np.float32]]) -> NDArray[np.float32]:
+def candidates(
+    first: NDArray[np.uint64], second: NDArray[np.uint64], distance: int
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """Pairs of rows of two tables of hashes [n, 8] that are near: (i, j) -> (bits, orientation of j), the best one."""
+    best: dict[tuple[int, int], tuple[int, int]] = {}
+    upright = first[:, 0]
+    for orientation in range(len(ORIENTATIONS)):
+        turned = second[:, orientation]
+        for i, j in near(upright, turned, distance).tolist():
+            bits = int(np.bitwise_count(upright[i] ^ turned[j]))
+            best[i, j] = min(best.get((i, j), (65, 0)), (bits, orientation))
+    return best
+
+
+def cached_thumbnail(path: Path, cache: dict[Path, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The thumbnail of an image; the cache keeps some thousands of them."""
     if path not in cache:
         if len(cache) >= 4096:
             cache.clear()
@@ -195,9 +208,10 @@ def _hashing() -> Callable[[Sequence[Path]], list[NDArray[np.uint64] | str | Non
     return _hash_some
 
 
-def _hash_all(
+def hash_images(
     paths: Sequence[Path], workers: int, progress: Callable[[int, int], None] | None, done: int, total: int
-) -> _Hashed:
+) -> HashedImages:
+    """Hashes of all images that show enough to be compared; progress goes on from `done` of `total`."""
     kept: list[Path] = []
     codes: list[NDArray[np.uint64]] = []
     flat, unreadable = 0, []
@@ -215,4 +229,4 @@ def _hash_all(
         if progress is not None:
             progress(done, total)
     table = np.stack(codes) if codes else np.zeros((0, len(ORIENTATIONS)), np.uint64)
-    return _Hashed(kept, table, flat, unreadable)
+    return HashedImages(kept, table, flat, unreadable)

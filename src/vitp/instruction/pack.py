@@ -241,10 +241,7 @@ class StepBuilder:
         if images:
             rng = generator(self.seed, Purpose.AUGMENT, step, slot)
             images, sample = augment(images, sample, source.config.augment, rng)
-        tiling = self.tiling
-        if source.config.max_tiles is not None:
-            most = source.config.max_tiles
-            tiling = tiling.model_copy(update={"max_tiles": most, "min_tiles": min(tiling.min_tiles, most)})
+        tiling = self.tiling.with_most(source.config.max_tiles)
         cut = [cut_tiles(image, tiling, self.tile_size, len(images)) for image in images]
         encoded = self.chat.encode(sample.turns, [len(t) * self.tokens_per_tile for t in cut], sample.where)
         n = int(encoded.visual.sum())

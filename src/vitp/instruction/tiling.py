@@ -31,6 +31,12 @@ class TilingConfig(Config):
             raise ValueError(f"min_tiles ({self.min_tiles}) is above max_tiles ({self.max_tiles})")
         return self
 
+    def with_most(self, max_tiles: int | None) -> TilingConfig:
+        """These limits with another `max_tiles`, as a source may set it; None: as they are."""
+        if max_tiles is None:
+            return self
+        return self.model_copy(update={"max_tiles": max_tiles, "min_tiles": min(self.min_tiles, max_tiles)})
+
 
 @lru_cache(maxsize=64)
 def _grids(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
