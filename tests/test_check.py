@@ -127,20 +127,35 @@ def test_kinds_of_answers() -> None:
     }
     assert {answer: kind_of("q", answer) for answer in kinds} == kinds
     assert kind_of("q", "<box>[[1, 2, 3, 4]]</box>") == "grounding"
+    assert kind_of("q", "<quad>[[1, 1, 5, 1, 5, 5, 1, 5]]</quad>") == "grounding"
     assert kind_of("What is in <box>[[1, 2, 3, 4]]</box>?", "a ship") == "grounding"
 
 
 def test_what_flips_make_untrue_is_said_only_where_images_are_flipped(tmp_path: Path) -> None:
-    lines = [record("q", "a ship at the Left edge"), record("q", "a leftover"), record("q", "<quad>((1, 2))</quad>")]
+    lines = [record("q", "a ship at the Left edge"), record("q", "a leftover")]
     for augment, expected in (
         (AugmentConfig(), []),
-        (AugmentConfig(jpeg=True), []),
-        (AugmentConfig(flip=True), ["direction-words", "quad-not-moved"]),
-        (AugmentConfig(rot90=True), ["direction-words", "quad-not-moved"]),
+        (AugmentConfig(jpeg=True, crop_min_scale=0.5), []),
+        (AugmentConfig(flip=True), ["direction-words"]),
+        (AugmentConfig(rot90=True), ["direction-words"]),
     ):
         report = check([source(tmp_path, lines, augment=augment)])
         assert [f.code for f in report.findings] == expected
         assert not report.bad
+
+
+def test_unreadable_quads_are_unusable_only_where_they_must_move(tmp_path: Path) -> None:
+    lines = [record("q", "<quad>[[1, 2, 3, 1, 4, 4, 1, 5]]</quad>"), record("q", "<quad>((1, 2))</quad>")]
+    for augment, severity in (
+        (AugmentConfig(jpeg=True), "warning"),
+        (AugmentConfig(flip=True), "error"),
+        (AugmentConfig(rot90=True), "error"),
+        (AugmentConfig(crop_min_scale=0.5), "error"),
+    ):
+        (finding,) = check([source(tmp_path, lines, augment=augment)]).findings
+        assert (finding.severity, finding.code) == (severity, "quad-syntax")
+        assert finding.where.endswith(":2")
+        assert "[[x1, y1, x2, y2, x3, y3, x4, y4], ...]" in finding.fix
 
 
 def test_duplicates_need_the_same_images(tmp_path: Path) -> None:

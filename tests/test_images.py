@@ -15,7 +15,7 @@ import torchvision.io
 from PIL import Image, ImageOps
 
 from tests.refusals import refused
-from vitp.images.decode import ImageError, read_rgb, read_size
+from vitp.images.decode import ImageError, read_interleaved, read_rgb, read_size
 
 DATA = Path(__file__).parents[1] / "../shared/data"
 
@@ -68,6 +68,9 @@ def test_pixels_equal_pillows(tmp_path: Path, name: str) -> None:
     assert pixels.shape == (3, 24, 40)
     assert read_size(tmp_path / name) == (40, 24)
     assert torch.equal(pixels, pillow(tmp_path / name))
+    interleaved = read_interleaved(tmp_path / name)
+    assert interleaved.is_contiguous()
+    assert torch.equal(interleaved.permute(2, 0, 1), pixels)
 
 
 @pytest.mark.parametrize("options", [{"quality": 90}, {"quality": 60, "subsampling": 2}, {"progressive": True}])

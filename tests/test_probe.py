@@ -24,6 +24,7 @@ from vitp.commands.probe import (
     standardise,
 )
 from vitp.config import load
+from vitp.datasets.folder import read_labelled
 from vitp.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 TINY = BackboneConfig(architecture="vit_tiny_patch16_224", image_size=32, patch_size=8, width=32, depth=2, heads=2)
@@ -161,6 +162,28 @@ def test_a_damaged_image_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         extract_features(random_backbone(TINY, 0), [good, bad], _recipe(folder))
     assert error.value.where == str(bad)
+
+
+def test_16_bit_images_are_probed_like_their_8_bit_twins(folder: Path, tmp_path: Path) -> None:
+    """A folder a class of 12-bit values in 16-bit TIFF, with the range they are stored in."""
+    for colour in ("blue", "green"):
+        for kind in ("deep", "plain"):
+            (tmp_path / kind / colour).mkdir(parents=True)
+        for file in sorted((folder / colour).glob("*.png"))[:3]:
+            grey = np.asarray(Image.open(file).convert("L"))
+            Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / "deep" / colour / f"{file.stem}.tif")
+            Image.fromarray(grey).convert("RGB").save(tmp_path / "plain" / colour / f"{file.stem}.tif")
+    raster = {"scaling": {"kind": "range", "low": [0], "high": [255 * 16]}}
+    found = {}
+    for kind, images in (("deep", {"raster": raster}), ("plain", {})):
+        config = _recipe(tmp_path / kind, data={"format": "folder", "root": tmp_path / kind, "images": images})
+        train, test = read_labelled(config.data)
+        assert len(train) + len(test) == 6
+        files = sorted([*train.files, *test.files], key=lambda file: file.relative_to(tmp_path / kind))
+        found[kind] = extract_features(random_backbone(TINY, 0), files, config)
+    torch.testing.assert_close(found["deep"], found["plain"])
+    with pytest.raises(DataError, match=r"16-.*images\.raster"):
+        extract_features(random_backbone(TINY, 0), [tmp_path / "deep/blue/0.tif"], _recipe(tmp_path / "deep"))
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -102,6 +102,28 @@ def test_16_bit_ids_and_ignored_values(tmp_path: Path) -> None:
     assert [int(found[i, 0]) for i in range(3)] == [1, 255, 0]
 
 
+def test_16_bit_images_need_a_scaling_and_get_it(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (12, 20)).astype(np.uint16)
+    _one(tmp_path, np.zeros((12, 20), dtype=np.uint8))
+    for i in range(2):
+        Image.fromarray(values).save(tmp_path / f"images/{i}.tif")
+    fields = {
+        "root": tmp_path,
+        "images": "images/*.tif",
+        "masks": "masks/{stem}.png",
+        "classes": ["background", "lesion"],
+    }
+    reader = {"raster": {"scaling": {"kind": "range", "low": [0], "high": [4095]}}}
+    data = MaskFolder(MaskFolderConfig.model_validate({**fields, "reader": reader}))
+    image, mask = data.read(0)
+    assert np.abs(image.numpy() - np.rint(values / 4095 * 255)).max() <= 1
+    assert torch.equal(mask, data.read_mask(0))  # the image's size from its header alone
+    for read in (MaskFolder.read, MaskFolder.read_mask):
+        with pytest.raises(DataError, match=r"16-.*reader\.raster") as error:
+            read(MaskFolder(MaskFolderConfig.model_validate(fields)), 0)
+        assert error.value.where.endswith(".tif")
+
+
 def test_an_unmapped_255_is_an_error_not_a_silently_ignored_pixel(tmp_path: Path) -> None:
     values = np.zeros((12, 20), dtype=np.uint8)
     values[0, 0] = 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitp.images.read import ImageConfig, read_image
 from vitp.instruction.tiling import TilingConfig, choose_grid, cut_tiles, tile_count
 
 
@@ -67,3 +70,34 @@ def test_tiles_equal_pillow_row_by_row_thumbnail_last() -> None:
 def test_an_image_of_the_tiles_size_is_untouched() -> None:
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     assert torch.equal(cut_tiles(image, TilingConfig(), 64)[0], image)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize(("width", "height", "tiles"), [(50, 52, 1), (200, 310, 7), (401, 100, 5), (31, 1, 7)])
+def test_a_files_tiles_are_those_of_pillow(tmp_path: Path, name: str, width: int, height: int, tiles: int) -> None:
+    """The whole way, file to tiles, for shrinking, enlarging and stretching, against the released pipeline's calls."""
+    rng = np.random.default_rng(width)
+    low = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC).save(tmp_path / name)
+    config, size = TilingConfig(max_tiles=6), 48
+    found = cut_tiles(read_image(tmp_path / name, ImageConfig()), config, size)
+    assert tuple(found.shape) == (tiles, 3, size, size)
+    with Image.open(tmp_path / name) as opened:
+        picture = opened.convert("RGB")
+    columns, rows = choose_grid(width, height, 1, 6, size)
+    whole = picture.resize((columns * size, rows * size))
+    for k in range(columns * rows):
+        left, top = k % columns * size, k // columns * size
+        assert_close_levels(found[k], np.asarray(whole.crop((left, top, left + size, top + size))).astype(int))
+    if tiles > 1:
+        assert_close_levels(found[-1], np.asarray(picture.resize((size, size))).astype(int))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (90, 200), (1, 40), (40, 1), (1, 1)])
+def test_tiles_do_not_depend_on_how_the_image_lies_in_memory(shape: tuple[int, int]) -> None:
+    planes = torch.randint(0, 256, (3, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    together = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    turned = torch.rot90(planes, 1, (-2, -1)).contiguous().rot90(-1, (-2, -1))
+    expected = cut_tiles(planes, TilingConfig(), 32)
+    for image in (together, turned):
+        assert torch.equal(cut_tiles(image, TilingConfig(), 32), expected)

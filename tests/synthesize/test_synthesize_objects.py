@@ -12,8 +12,8 @@ from PIL import Image
 from tests.synthesize.labelsets import CLASSES, coco_document, match, picture, questions, real, run, write_coco
 
 from vitp.instruction.grammar import parse_boxes
+from vitp.instruction.quads import normalise_quad, parse_quads
 from vitp.synthesize import phrases as say
-from vitp.synthesize.quads import normalise_quad, parse_quads
 from vitp.synthesize.words import Words
 
 SINGULAR = {"ships": "ship", "storage tanks": "storage tank", "harbors": "harbor", "vehicles": "vehicle"}

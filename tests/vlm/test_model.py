@@ -173,6 +173,15 @@ def test_chunked_loss_equals_plain_loss_and_its_gradients() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_features_do_not_depend_on_how_tiles_lie_in_memory() -> None:
+    """To the last bit, so that a run does not change with the decoder."""
+    model = tiny_model().eval()
+    tiles = laid_out_sample(3, 0, 0.0).tiles
+    together = tiles.contiguous(memory_format=torch.channels_last)
+    assert together.stride() != tiles.stride()
+    assert torch.equal(model.encode(together), model.encode(tiles))
+
+
 def test_stochastic_depth_belongs_to_the_tile_not_to_the_batch() -> None:
     model = tiny_model(drop_path=0.5).train()
     tiles = torch.randint(0, 256, (6, 3, SIZE, SIZE), dtype=torch.uint8)

@@ -28,6 +28,7 @@ from vitp.commands.finetune import start_backbone
 from vitp.config import Config
 from vitp.datasets.folder import LabelledConfig, few_shot, read_labelled, split_stratified
 from vitp.errors import TrainingError
+from vitp.images.read import ImageConfig, read_image
 from vitp.recipes import load_recipe
 from vitp.train.loop import choose_device, uses_bf16
 
@@ -100,12 +101,11 @@ class ProbeResult:
 # ------------------------------------------------------------------------------------------------------------- features
 
 
-def _batches(files: Sequence[Path], size: int, batch: int, threads: int) -> Iterator[Tensor]:
+def _batches(files: Sequence[Path], reading: ImageConfig, size: int, batch: int, threads: int) -> Iterator[Tensor]:
     """Images uint8 [B, 3, size, size]; the next batch is decoded while the caller works on this one."""
-    from vitp.images.decode import read_rgb
 
     def read(file: Path) -> Tensor:
-        resized: Tensor = images.resize(read_rgb(file), [size, size], antialias=True)
+        resized: Tensor = images.resize(read_image(file, reading), [size, size], antialias=True)
         return resized
 
     chunks = [files[i : i + batch] for i in range(0, len(files), batch)]
@@ -133,7 +133,7 @@ def extract_features(backbone: ViTBackbone, files: Sequence[Path], config: Probe
     size = config.image_size or backbone.config.image_size
     backbone = backbone.to(device).eval()
     found = []
-    for batch in _batches(files, size, config.batch_size, config.threads):
+    for batch in _batches(files, config.data.images, size, config.batch_size, config.threads):
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)):
             pooled = backbone.pooled(batch, config.layers)

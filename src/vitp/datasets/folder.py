@@ -12,9 +12,12 @@ from pydantic import Field, model_validator
 
 from vitp.config import Config
 from vitp.errors import DataError
+from vitp.images.read import ImageConfig
 from vitp.train.draws import Purpose, generator
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".jp2"})
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".jp2", ".dcm", ".dicom", ".nii", ".nii.gz",
+)  # fmt: skip
 
 
 class LabelledConfig(Config):
@@ -27,6 +30,7 @@ class LabelledConfig(Config):
     test_root: Path | None = None  # folder: where the test images lie; None: a seeded share of every class
     test_fraction: float = Field(default=0.5, gt=0, lt=1)  # ours: few-shot training leaves many images to test on
     split_seed: int = Field(default=0, ge=0)
+    images: ImageConfig = ImageConfig()  # bands, scaling, windows and slices of files deeper than 8 bits
 
     @model_validator(mode="after")
     def _fits(self) -> LabelledConfig:
@@ -87,7 +91,7 @@ def read_class_folders(root: Path, exclude: str | None = None) -> list[tuple[Pat
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file not in excluded and file.is_file()
+        if file.name.lower().endswith(SUFFIXES) and file not in excluded and file.is_file()
     ]
     if not pairs:
         raise DataError(

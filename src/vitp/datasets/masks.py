@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vitp.config import Config
 from vitp.errors import DataError
+from vitp.images.read import ImageConfig, image_size, read_image
 from vitp.metrics.segmentation import IGNORE
 from vitp.train.draws import Purpose, generator
 
@@ -40,6 +41,7 @@ class MaskFolderConfig(Config):
     images: str  # glob under root, e.g. images/*.png
     masks: str  # see above
     exclude: str | None = None  # glob under root of files that `images` finds but that are no images
+    reader: ImageConfig = ImageConfig()  # bands, scaling, windows and slices of images deeper than 8 bits
     classes: list[str] | None = Field(default=None, min_length=2)  # names by class id; None: root/classes.json
     labels: dict[int, int] | None = None  # pixel value -> class id; None: the value is the id
     ignore: int | None = Field(default=None, ge=0)  # pixel value that is neither trained on nor scored
@@ -167,10 +169,8 @@ class MaskFolder:
         Raises:
             DataError: a file is damaged, sizes differ, or a pixel value is no class.
         """
-        from vitp.images.decode import read_rgb
-
         item = self.items[index]
-        image = read_rgb(item.image)
+        image = read_image(item.image, self.config.reader)
         return image, self.read_mask(index, (image.shape[1], image.shape[2]))
 
     def read_mask(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -183,11 +183,9 @@ class MaskFolder:
         Raises:
             DataError: as for `read`.
         """
-        from vitp.images.decode import read_size
-
         item = self.items[index]
         if size is None:
-            width, height = read_size(item.image)
+            width, height = image_size(item.image, self.config.reader)
             size = height, width
         merged: NDArray[np.uint8] | None = None
         for file in item.masks:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from vitp.config import Config
-from vitp.images.decode import ImageError, read_rgb, read_size
+from vitp.images.decode import ImageError, read_interleaved, read_size
 from vitp.images.medical import DicomConfig, dicom_size, read_dicom
 from vitp.images.nifti import NiftiConfig, nifti_size, read_nifti
 from vitp.images.raster import GEO_MAGIC, RasterConfig, raster_size, read_raster
@@ -53,6 +53,9 @@ def kind_of(path: Path, config: ImageConfig) -> Kind:
 def read_image(path: Path, config: ImageConfig) -> torch.Tensor:
     """An image file as RGB, uint8 [3, H, W].
 
+    In memory the channels of ordinary pictures lie together (strides of [H, W, 3]), which is how decoders write them and
+    how resizing wants them; ask for `.contiguous()` where planes are needed.
+
     Raises:
         ImageError: missing, damaged, too large, or deeper than 8 bits without a scaling.
         MissingExtraError: its format needs an extra that is not installed.
@@ -66,7 +69,7 @@ def read_image(path: Path, config: ImageConfig) -> torch.Tensor:
         assert config.raster is not None
         return torch.from_numpy(read_raster(path, config.raster).pixels)
     try:
-        return read_rgb(path)
+        return read_interleaved(path).permute(2, 0, 1)
     except ImageError as error:
         if error.code != "image-deep" or config.raster is None:
             raise

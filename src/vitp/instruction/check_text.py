@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vitp.instruction.encoding import damage
 from vitp.instruction.findings import MAX_ANSWER_CHARS, Finding, note
 from vitp.instruction.grammar import GrammarError, parse_boxes
+from vitp.instruction.quads import parse_quads
 from vitp.instruction.sample import Sample, Turn
 from vitp.instruction.source import AugmentConfig
 
@@ -29,11 +30,13 @@ _FIXES = {
 def text_notes(sample: Sample, augment: AugmentConfig) -> Iterator[Finding]:
     """Findings about boxes, endless answers, damaged characters, and words that flips and turns make untrue."""
     for number, turn in enumerate(sample.turns, 1):
-        try:
-            parse_boxes(turn.text)
-        except GrammarError as error:
-            found = f"turn {number}: {error.found} at character {error.position + 1}"
-            yield note("error", error.code, found, error.fix)
+        for read in (parse_boxes, parse_quads):
+            try:
+                read(turn.text)
+            except GrammarError as error:  # quads are read in training only where they must move
+                found = f"turn {number}: {error.found} at character {error.position + 1}"
+                harmless = read is parse_quads and not augment.moves
+                yield note("warning" if harmless else "error", error.code, found, error.fix)
         if turn.role == "assistant":
             yield from _answer_notes(turn.text, number)
         for code, found in damage(turn.text):
@@ -72,5 +75,3 @@ def _moved_notes(turn: Turn, number: int) -> Iterator[Finding]:
     word = _DIRECTIONS.search(turn.text)
     if word and turn.role != "system":
         yield note("warning", "direction-words", f"turn {number} says '{word[0]}' and images are flipped", fix)
-    if "<quad>" in turn.text:
-        yield note("warning", "quad-not-moved", f"turn {number} holds <quad>, which does not follow flips", fix)

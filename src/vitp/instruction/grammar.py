@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,32 @@ from vitp.errors import DataError
 Box = tuple[int, int, int, int]
 SCALE = 1000  # InternVL's grounding data
 
-_TAG = re.compile(r"</?(?:ref|box)>")
-_BOX = re.compile(r"\s*\[\s*([^\[\],]*),([^\[\],]*),([^\[\],]*),([^\[\],]*)\]\s*")
-_WHOLE = re.compile(r"\s*[0-9]{1,9}\s*", re.ASCII)
+GrammarCode = Literal["box-syntax", "box-range", "box-order", "quad-syntax", "quad-range"]
 
-GrammarCode = Literal["box-syntax", "box-range", "box-order"]
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What stands in one pair of inner brackets."""
+
+    shape: str
+    entry: re.Pattern[str]
+    numbers: int
+    syntax: GrammarCode
+    range: GrammarCode
+
+
+def _form(shape: str, syntax: GrammarCode, outside: GrammarCode) -> _Form:
+    count = shape.count(",") + 1
+    entry = r"\s*\[" + ",".join([r"([^\[\],]*)"] * count) + r"\]\s*"
+    return _Form(shape, re.compile(entry), count, syntax, outside)
+
+
+_TAG = re.compile(r"</?(?:ref|box)>")
+_WHOLE = re.compile(r"\s*[0-9]{1,9}\s*", re.ASCII)
+_FORMS: dict[Literal["box", "quad"], _Form] = {
+    "box": _form("[x1, y1, x2, y2]", "box-syntax", "box-range"),
+    "quad": _form("[x1, y1, x2, y2, x3, y3, x4, y4]", "quad-syntax", "quad-range"),
+}
 
 
 class GrammarError(DataError):
@@ -130,31 +151,48 @@ def _scan(text: str) -> list[tuple[Grounding, tuple[int, int]]]:
 
 def _parse_list(inside: str, offset: int) -> tuple[Box, ...]:
     """Boxes of the text between the box tags, which starts at `offset`."""
+    boxes: list[Box] = []
+    for (x1, y1, x2, y2), position in number_lists(inside, offset, "box"):
+        boxes.append((x1, y1, x2, y2))
+        _check_box(boxes[-1], position)
+    return tuple(boxes)
+
+
+def number_lists(inside: str, offset: int, tag: Literal["box", "quad"]) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The entries of ``[[...], ...]``, each with its place in the text; their numbers may still lie outside 0-1000.
+
+    Args:
+        inside: what stands between the tags.
+        offset: where that starts in the text.
+        tag: which notation it is, which says how many numbers an entry has.
+
+    Raises:
+        GrammarError: the list is malformed, or a number is not whole.
+    """
+    form = _FORMS[tag]
     stripped = inside.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")) or len(stripped) < 2:
-        fix = "write <box>[[x1, y1, x2, y2], ...]</box>"
-        raise GrammarError("box-syntax", f"{_shorten(stripped)} is no list of boxes", fix, offset)
+        fix = f"write <{tag}>[{form.shape}, ...]</{tag}>"
+        plural = "boxes" if tag == "box" else "quads"
+        raise GrammarError(form.syntax, f"{_shorten(stripped)} is no list of {plural}", fix, offset)
     position = inside.index("[") + 1
     end = inside.rindex("]")
-    boxes: list[Box] = []
     while True:
-        match = _BOX.match(inside, position, end)
+        match = form.entry.match(inside, position, end)
         if match is None:
-            fix = "write boxes of four numbers, [[x1, y1, x2, y2], ...]"
-            raise GrammarError("box-syntax", f"{_shorten(inside[position:end])} is no box", fix, offset + position)
-        for index in range(1, 5):
+            fix = f"write [{form.shape}, ...], {form.numbers} numbers each"
+            raise GrammarError(form.syntax, f"{_shorten(inside[position:end])} is no {tag}", fix, offset + position)
+        for index in range(1, form.numbers + 1):
             if not _WHOLE.fullmatch(match[index]):
                 fix = f"coordinates are whole numbers 0-{SCALE} of the image's width and height"
-                code: GrammarCode = "box-range" if re.fullmatch(r"\s*-?[\d.]+\s*", match[index]) else "box-syntax"
+                code = form.range if re.fullmatch(r"\s*-?[\d.]+\s*", match[index]) else form.syntax
                 raise GrammarError(code, f"{_shorten(match[index])} is no coordinate", fix, offset + match.start(index))
-        box = (int(match[1]), int(match[2]), int(match[3]), int(match[4]))
-        _check_box(box, offset + inside.index("[", match.start()))
-        boxes.append(box)
+        yield tuple(map(int, match.groups())), offset + inside.index("[", match.start())
         if match.end() == end:
-            return tuple(boxes)
+            return
         if inside[match.end()] != ",":
-            fix = "separate boxes by commas"
-            raise GrammarError("box-syntax", "a comma is missing", fix, offset + match.end())
+            fix = f"separate the entries of <{tag}> by commas"
+            raise GrammarError(form.syntax, "a comma is missing", fix, offset + match.end())
         position = match.end() + 1
 
 
@@ -228,3 +266,23 @@ def rotate90(k: int) -> Callable[[Box], Box]:
         return x1, y1, x2, y2
 
     return turn
+
+
+def into_window(corner: tuple[int, int], window: tuple[int, int], image: tuple[int, int]) -> Callable[[Box], Box]:
+    """Where a box lies after a window is cut out of the image; the box must lie in it.
+
+    Args:
+        corner: left and top of the window in pixels.
+        window: width and height of the window in pixels.
+        image: width and height of the image in pixels.
+    """
+
+    def place(value: int, axis: int) -> int:  # in whole numbers, so that a box never loses its last unit to rounding
+        inside = 2 * (value * image[axis] - SCALE * corner[axis])
+        return (inside + window[axis]) // (2 * window[axis])
+
+    def move(box: Box) -> Box:
+        x1, y1, x2, y2 = box
+        return place(x1, 0), place(y1, 1), place(x2, 0), place(y2, 1)
+
+    return move

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitp.errors import DataError, TrainingError
 from vitp.images.read import read_image
-from vitp.instruction.augment import augment
+from vitp.instruction.augment import augment, recompress
 from vitp.instruction.chat import ChatFormat, Encoded
 from vitp.instruction.grammar import parse_boxes
 from vitp.instruction.mixture import Mixture
@@ -238,11 +238,13 @@ class StepBuilder:
         if text_only:
             sample = without_images(sample)
         images = [self._read(source, name, sample.where) for name in sample.images]
+        rng = generator(self.seed, Purpose.AUGMENT, step, slot)
         if images:
-            rng = generator(self.seed, Purpose.AUGMENT, step, slot)
             images, sample = augment(images, sample, source.config.augment, rng)
         tiling = self.tiling.with_most(source.config.max_tiles)
         cut = [cut_tiles(image, tiling, self.tile_size, len(images)) for image in images]
+        if source.config.augment.jpeg:
+            cut = [recompress(tiles, rng) for tiles in cut]
         encoded = self.chat.encode(sample.turns, [len(t) * self.tokens_per_tile for t in cut], sample.where)
         n = int(encoded.visual.sum())
         kept = draw(n, self.vrl, generator(self.seed, Purpose.TOKEN_DROP, step, slot)) if n else np.zeros(0, np.int64)

@@ -41,12 +41,17 @@ Int64 = npt.NDArray[np.int64]
 
 
 class AugmentConfig(Config):
-    """What may be done to a source's images; boxes in its texts move along, words such as "left" do not."""
+    """What may be done to a source's images; boxes and quads in its texts move along, words such as "left" do not."""
 
     flip: bool = False  # released script: none
     rot90: bool = False  # released script: none
     crop_min_scale: float = Field(default=1.0, gt=0.0, le=1.0)  # smallest share of the area kept; released script: 1
-    jpeg: bool = False  # recompression at quality 75-100; released script: data_augment, per source
+    jpeg: bool = False  # each tile recompressed at quality 75-100; released script: data_augment, per source
+
+    @property
+    def moves(self) -> bool:
+        """Whether places in the image change, and with them what boxes and quads say."""
+        return self.flip or self.rot90 or self.crop_min_scale < 1
 
 
 class SourceConfig(Config):

@@ -59,7 +59,7 @@ _DESCRIBE = re.compile(
 
 def kind_of(question: str, answer: str) -> str:
     """The look of an answer: grounding, yes-no, number, short answer (at most 5 words), description."""
-    if "<box>" in answer or "<box>" in question:
+    if any(mark in question + answer for mark in ("<box>", "<quad>")):
         return "grounding"
     plain = answer.strip().rstrip(".").lower()
     if plain in ("yes", "no"):

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from vitp.demo.keys import Dice
 from vitp.instruction import wording
 from vitp.instruction.grammar import Box, normalise, print_boxes
+from vitp.instruction.quads import Quad, normalise_quad, print_quads
 from vitp.instruction.wording import listed, ninth, third, with_article
 from vitp.synthesize import phrases as say
 from vitp.synthesize.config import Task
 from vitp.synthesize.labels import LabelledImage, LabelledObject
-from vitp.synthesize.quads import Quad, normalise_quad, print_quads
 from vitp.synthesize.words import Asked, Draw, Words, sentence
 
 MOST_COUNTED = 12  # as in the demo: more than a dozen is not counted at a glance

@@ -157,7 +157,9 @@ class VisionLanguageModel(nn.Module):
     def encode(self, tiles: Tensor, depth: Tensor | None = None) -> Tensor:
         """Tiles uint8 [T, 3, S, S] to patch features [T, P, C], CLS and register tokens removed."""
         set_uniforms(self.depth_modules, depth if depth is not None and depth.shape[1] else None)
-        pixels = (tiles.float() - self.mean) / self.std
+        # Tiles come with their channels together; laying them apart here is free, the conversion writes anew anyway.
+        planes = tiles.to(torch.float32, memory_format=torch.contiguous_format)
+        pixels = (planes - self.mean) / self.std
         features: Tensor = self.tower.forward_features(pixels)  # type: ignore[operator]
         set_uniforms(self.depth_modules, None)
         return features[:, int(self.tower.num_prefix_tokens) :]  # type: ignore[arg-type]
