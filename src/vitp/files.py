@@ -95,3 +95,9 @@ def _write(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_state(file: Path | str | int) -> tuple[int, int]:
+    """Size and time of change (ns) of a file: while they are the same, so is what was found in it."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns

@@ -23,7 +23,7 @@ PRINCIPLES = ("scale", "diversity", "modality", "task", "generality")
 NOT_PLANTED = {  # what the tests of the readers plant; what one cannot plant; what would take 32 MB
     *(code for code in EXPECTED if code.startswith(("dicom-", "nifti-"))),
     *("image-bands", "image-window", "image-complex", "image-inks", "image-denied", "image-unreadable"),
-    *("file-changed", "line-too-long", "unusable", "unexpected"),
+    *("file-changed", "file-damaged", "shard-member", "line-too-long", "unusable", "unexpected"),
 }
 
 
@@ -59,7 +59,7 @@ def clean(root: Path) -> list[Any]:
         {"images": names[6:8], "messages": [{"role": "system", "content": "Be brief."},
          {"role": "user", "content": "<image>\n<image>\nWhat changed?"}, {"role": "assistant", "content": "A road."},
          {"role": "user", "content": "Anything else?"}, {"role": "assistant", "content": "no"}]},
-        record("Which text is meant?", "one that names <quad> and the left edge: no flips here"),
+        record("Which text is meant?", "one that names the left edge: no flips here"),
         record("Long?", words(400, 1)),
     ]  # fmt: skip
 
@@ -102,6 +102,7 @@ def faults(root: Path) -> list[tuple[str, Any]]:
         ("box-syntax", record("q9", box.format("1, 2, 3"), image=name)),
         ("box-range", record("q10", box.format("1, 2, 3, 1001"), image=name)),
         ("box-order", record("q11", box.format("3, 2, 1, 4"), image=name)),
+        ("quad-range", record("q11b", "<quad>[[1, 2, 3, 1, 1001, 4, 1, 5]]</quad>", image=name)),
         ("text-replacement", record("q12", "caf\ufffd")),
         ("text-mojibake", record("q13", "un cafÃ© noir")),
         ("text-mojibake", record("q14 itâ€™s", "yes")),
@@ -119,7 +120,7 @@ def faults(root: Path) -> list[tuple[str, Any]]:
 
 WARNINGS = {
     *("duplicate", "near-duplicate-image", "image-tiny", "image-strip", "length-truncated", "direction-words"),
-    *("quad-not-moved", "answer-endless", "answer-repeats", "text-replacement", "text-mojibake", "text-control"),
+    *("quad-range", "answer-endless", "answer-repeats", "text-replacement", "text-mojibake", "text-control"),
 }
 
 
@@ -156,7 +157,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     flipped = [record("q", "Yes, it is on the left.", image="clean2.png"), record("q", "<quad>((1, 2))</quad>"),
                record("q", "a leftover")]  # fmt: skip
     (root / "flipped.json").write_text(json.dumps(flipped, indent=1))
-    for place, code in enumerate(("direction-words", "quad-not-moved")):
+    for place, code in enumerate(("direction-words", "quad-syntax")):
         text = (root / "flipped.json").read_text().split(json.dumps(flipped[place]["conversations"][1]["value"]))[0]
         start = text.rfind("\n {") + 2  # the line its record opens in
         expected[f"{root / 'flipped.json'}:{text.count(chr(10), 0, start) + 1}"].add(code)

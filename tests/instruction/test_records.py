@@ -1,5 +1,6 @@
 """Records: every usual layout becomes the same sample, and every mistake is one sentence with its place and its fix."""
 
+import io
 import json
 import pickle
 from typing import Any
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitp.errors import DataError
-from vitp.instruction.records import RESERVED, RecordError, decode_record, index_array, parse_record
+from vitp.instruction.json_array import index_array
+from vitp.instruction.records import RESERVED, RecordError, decode_record, parse_record
 from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
 
 WHERE = "data.jsonl:7"
@@ -244,7 +246,7 @@ def test_array_elements_are_found_at_their_bytes_and_lines(
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode(
         "utf-8-sig" if mark else "utf-8", "replace"
     )
-    starts, ends, lines = index_array(data, "a.json")
+    starts, ends, lines = index_array(io.BytesIO(data), "a.json")
     found = [data[start:end] for start, end in zip(starts, ends, strict=True)]
     assert [json.loads(piece) for piece in found] == json.loads(data.decode("utf-8-sig"))
     assert lines.tolist() == [data[:start].count(b"\n") + 1 for start in starts]
@@ -256,5 +258,5 @@ def test_array_elements_are_found_at_their_bytes_and_lines(
 )
 def test_a_broken_array_is_refused_with_its_line(data: bytes, line: int) -> None:
     with pytest.raises(DataError) as caught:
-        index_array(data, "a.json")
+        index_array(io.BytesIO(data), "a.json")
     assert caught.value.where == f"a.json:{line}"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vitp.errors import DataError
-from vitp.instruction import source as source_module
+from vitp.instruction import stores, text_store, unpack
 from vitp.instruction.records import RecordError
 from vitp.instruction.source import Source, SourceConfig
 
@@ -94,7 +94,7 @@ def test_any_lines_at_any_chunk_size(
     kept = [(number, item) for number, item in enumerate(items, 1) if item is not None and "<" not in item]
     data = b"\n".join(b"" if item is None or "<" in item else line(item) for item in items) + (b"\n" if end else b"")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source_module, "_CHUNK", size)
+        patch.setattr(text_store, "_CHUNK", size)
         root = tmp_path_factory.mktemp("s")
         if not kept:
             (root / "data.jsonl").write_bytes(data)
@@ -106,7 +106,7 @@ def test_any_lines_at_any_chunk_size(
 
 
 def test_bad_lines_cost_one_sample_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "MAX_RECORD_BYTES", 500)
+    monkeypatch.setattr(stores, "MAX_RECORD_BYTES", 500)
     bad = [
         (b'{"conversations": [', "line-syntax"),
         (b"\0\0\0", "line-encoding"),
@@ -141,8 +141,8 @@ def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
         "object.json": (json.dumps({"data": [record("x")]}, indent=1).encode(), "one JSON object"),
         "utf16.jsonl": (line("x").decode().encode("utf-16"), "UTF-16"),
         "packed.jsonl.gz": (b"no gzip", "damaged or truncated"),
-        "cut.jsonl.gz": (gzip.compress(line("x") * 50)[:-12], "damaged or truncated"),
-        "table.parquet": (b"PAR1", "is none of .jsonl"),
+        "cut.json.gz": (gzip.compress(b"[" + line("x") * 50)[:-12], "damaged or truncated"),
+        "table.csv": (b"a,b", "is none of .jsonl"),
     }
     for name, (data, message) in whole.items():
         (tmp_path / name).write_bytes(data)
@@ -152,7 +152,7 @@ def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_packed_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_module, "MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(unpack, "MAX_UNPACKED_BYTES", 1 << 20)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(2 << 20)))
     assert "unpacked" in refusal(tmp_path, "bomb.jsonl.gz")
 

@@ -188,7 +188,10 @@ def _quoted(path: Path) -> str:
     return f"'{text}'"
 
 
-def _state(root: Path, annotations: Path | None) -> str:
+def _state(root: Path | str, annotations: Path | str | None) -> str:
+    """Whether a source is on this disk. What lies behind a URL (a string) is not asked for here."""
+    if isinstance(root, str) or isinstance(annotations, str):
+        return "remote"
     root = root.expanduser()
     if not root.is_dir():
         return f"no folder {root}"

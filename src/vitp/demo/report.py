@@ -57,7 +57,7 @@ def _dialogue(outcome: Outcome) -> Dialogue:
         pairs = [(sample.turns[i].text, sample.turns[i + 1].text) for i in range(0, len(sample.turns) - 1, 2)]
         maps = [pair for pair in pairs if pair[0].removeprefix("<image>").strip() in LAYOUT]
         question, expected = (maps or pairs)[0] if index % 4 else pairs[index % len(pairs)]  # mostly what it was taught
-        image = read_rgb(source.image_path(sample.images[0]))
+        image = read_rgb(source.image_file(sample.images[0]))
         items.append((image, question.replace("<image>", "").strip(), expected))
     given = answer(
         model, tokenizer, [Question(i, q) for i, q, _ in items], tiling=config.data.tiling, max_new_tokens=80

@@ -31,6 +31,7 @@ import torchvision.io
 from PIL import Image, UnidentifiedImageError
 
 from vitp.errors import DataError
+from vitp.images.stored import ImageFile
 
 MAX_PIXELS = 100_000_000  # ours: 300 MB of pixels; larger images are cut into windows first
 # What may be opened at all. Pillow knows more, but some of those start other programs (EPS) or are no images.
@@ -58,7 +59,7 @@ class ImageError(DataError):
         return ImageError, (self.code, self.found, self.fix, self.where)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: ImageFile) -> tuple[int, int]:
     """(width, height) in pixels, upright, from the header alone.
 
     Raises:
@@ -69,7 +70,7 @@ def read_size(path: Path) -> tuple[int, int]:
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_rgb(path: ImageFile, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode an image file: uint8 [3, H, W], RGB, upright, contiguous (see the rules at the top of this module).
 
     Args and errors are those of `read_interleaved`.
@@ -78,7 +79,7 @@ def read_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(read_interleaved(path, max_pixels).numpy().transpose(2, 0, 1)))
 
 
-def read_interleaved(path: Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_interleaved(path: ImageFile, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
     """Decode an image file: uint8 [H, W, 3], RGB, upright, contiguous; what `read_rgb` gives, before its copy.
 
     Args:
@@ -120,7 +121,7 @@ def _decode(stream: BinaryIO, image: Image.Image) -> torch.Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
+def _opened(path: ImageFile) -> Iterator[tuple[BinaryIO, Image.Image]]:
     """The open file and Pillow's view of its header; nothing is decoded."""
     where = str(path)
     with open_file(path) as stream:
@@ -146,10 +147,18 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Image.Image]]:
             yield stream, image
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: ImageFile) -> BinaryIO:
     """Open a regular, non-empty file; every way this can fail is one sentence."""
     where = str(path)
     restore = "correct the path or put the file there"
+    empty = ImageError("image-empty", "is empty (0 bytes)", "copy the image again or remove its record", where)
+    if not isinstance(path, Path):
+        held = path.open()
+        if not held.read(1):
+            held.close()
+            raise empty
+        held.seek(0)
+        return held
     try:
         status = os.stat(path)
         regular = stat.S_ISREG(status.st_mode)  # opening a pipe would wait for its writer
@@ -168,7 +177,7 @@ def open_file(path: Path) -> BinaryIO:
     if stream is not None:
         return stream
     if regular:
-        raise ImageError("image-empty", "is empty (0 bytes)", "copy the image again or remove its record", where)
+        raise empty
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or pipe"
     raise ImageError("image-not-a-file", f"is {kind}, not an image", "name an image file", where)
 
@@ -246,11 +255,11 @@ def _jpeg_is_complete(data: bytearray) -> bool:
     return False
 
 
-def _too_large(found: str, path: Path) -> ImageError:
+def _too_large(found: str, path: ImageFile) -> ImageError:
     return ImageError("image-too-large", found, "cut it into smaller images", str(path))
 
 
-def damaged(error: BaseException, path: Path) -> ImageError:
+def damaged(error: BaseException, path: ImageFile) -> ImageError:
     """The decoder's complaint as one sentence; its words are kept where they are short."""
     text = " ".join(str(error).split())
     if any(word in text.lower() for word in ("truncated", "incomplete", "premature", "not enough")):

@@ -7,8 +7,6 @@ swap axes of its DCT, so all eight hashes come from one transform.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from torch.nn import functional
 
 from vitp.images.raster import RasterConfig
 from vitp.images.read import ImageConfig, read_image
+from vitp.images.stored import ImageFile
 
 SIDE = 32
 _FREQUENCIES = slice(1, 9)  # 8 x 8 of them, without those that are constant along an axis
@@ -36,7 +35,7 @@ ORIENTATIONS: tuple[tuple[bool, bool, bool], ...] = tuple(
 _ANY = ImageConfig(raster=RasterConfig())  # scaling is of no consequence: brightness and contrast do not count
 
 
-def thumbnail(path: Path) -> NDArray[np.float32]:
+def thumbnail(path: ImageFile) -> NDArray[np.float32]:
     """An image file as grey levels 0-255, [32, 32]; the aspect ratio is not kept.
 
     Raises:

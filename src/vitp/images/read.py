@@ -9,16 +9,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import torch
 
 from vitp.config import Config
+from vitp.errors import MissingExtraError
+from vitp.files import raise_if_unwritable
 from vitp.images.decode import ImageError, read_interleaved, read_size
 from vitp.images.medical import DicomConfig, dicom_size, read_dicom
 from vitp.images.nifti import NiftiConfig, nifti_size, read_nifti
 from vitp.images.raster import GEO_MAGIC, RasterConfig, raster_size, read_raster
+from vitp.images.stored import ImageFile, held
 
 Kind = Literal["picture", "raster", "dicom", "nifti"]
 _NIFTI = (".nii", ".nii.gz", ".hdr", ".img")
@@ -33,7 +40,7 @@ class ImageConfig(Config):
     nifti: NiftiConfig = NiftiConfig()
 
 
-def kind_of(path: Path, config: ImageConfig) -> Kind:
+def kind_of(path: ImageFile, config: ImageConfig) -> Kind:
     """Which reader a file is for, by its name and first bytes; a file that cannot be opened is a picture."""
     name = path.name.lower()
     if name.endswith(_NIFTI):
@@ -41,7 +48,7 @@ def kind_of(path: Path, config: ImageConfig) -> Kind:
     if name.endswith(_DICOM):
         return "dicom"
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") if isinstance(path, Path) else path.open() as stream:
             head = stream.read(132)
     except (OSError, ValueError):  # the picture reader has the sentence for it
         return "picture"
@@ -50,8 +57,8 @@ def kind_of(path: Path, config: ImageConfig) -> Kind:
     return "raster" if config.raster is not None and head.startswith(GEO_MAGIC) else "picture"
 
 
-def read_image(path: Path, config: ImageConfig) -> torch.Tensor:
-    """An image file as RGB, uint8 [3, H, W].
+def read_image(path: ImageFile, config: ImageConfig) -> torch.Tensor:
+    """An image file, or an image stored elsewhere, as RGB, uint8 [3, H, W].
 
     In memory the channels of ordinary pictures lie together (strides of [H, W, 3]), which is how decoders write them and
     how resizing wants them; ask for `.contiguous()` where planes are needed.
@@ -60,34 +67,61 @@ def read_image(path: Path, config: ImageConfig) -> torch.Tensor:
         ImageError: missing, damaged, too large, or deeper than 8 bits without a scaling.
         MissingExtraError: its format needs an extra that is not installed.
     """
+    path = held(path)
     kind = kind_of(path, config)
-    if kind == "nifti":
-        return torch.from_numpy(read_nifti(path, config.nifti).pixels)
-    if kind == "dicom":
-        return torch.from_numpy(read_dicom(path, config.dicom).pixels)
-    if kind == "raster":
+    if kind == "picture":
+        try:
+            return read_interleaved(path).permute(2, 0, 1)
+        except ImageError as error:
+            if error.code != "image-deep" or config.raster is None:
+                raise
+    with as_path(path) as file:
+        if kind == "nifti":
+            return torch.from_numpy(read_nifti(file, config.nifti).pixels)
+        if kind == "dicom":
+            return torch.from_numpy(read_dicom(file, config.dicom).pixels)
         assert config.raster is not None
-        return torch.from_numpy(read_raster(path, config.raster).pixels)
-    try:
-        return read_interleaved(path).permute(2, 0, 1)
-    except ImageError as error:
-        if error.code != "image-deep" or config.raster is None:
-            raise
-    return torch.from_numpy(read_raster(path, config.raster).pixels)
+        return torch.from_numpy(read_raster(file, config.raster).pixels)
 
 
-def image_size(path: Path, config: ImageConfig) -> tuple[int, int]:
+def image_size(path: ImageFile, config: ImageConfig) -> tuple[int, int]:
     """(width, height) of what `read_image` gives, from the header alone; raises what it raises about headers."""
+    path = held(path)
     kind = kind_of(path, config)
-    if kind == "nifti":
-        return nifti_size(path, config.nifti)
-    if kind == "dicom":
-        return dicom_size(path)
-    if kind == "raster":
-        return raster_size(path)
-    try:
-        return read_size(path)
-    except ImageError as error:
-        if error.code != "image-deep" or config.raster is None:
-            raise
-    return raster_size(path)
+    if kind == "picture":
+        try:
+            return read_size(path)
+        except ImageError as error:
+            if error.code != "image-deep" or config.raster is None:
+                raise
+    with as_path(path) as file:
+        if kind == "nifti":
+            return nifti_size(file, config.nifti)
+        return dicom_size(file) if kind == "dicom" else raster_size(file)
+
+
+@contextmanager
+def as_path(file: ImageFile) -> Iterator[Path]:
+    """A path, which is all that rasterio and nibabel take: a stored image becomes a file for as long as it is read.
+
+    Raises:
+        OutputError: there is no space for temporary files.
+    """
+    if isinstance(file, Path):
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="vitp-") as folder:
+        copy = Path(folder, "image" + "".join(PurePosixPath(file.name).suffixes[-2:]))
+        with file.open() as stored:
+            try:
+                with copy.open("wb") as target:
+                    shutil.copyfileobj(stored, target)
+            except OSError as error:
+                raise_if_unwritable(error, copy)
+                raise
+        try:
+            yield copy
+        except ImageError as error:
+            raise ImageError(error.code, error.found, error.fix, str(file)) from error
+        except MissingExtraError as error:
+            raise MissingExtraError(str(error).replace(str(copy), str(file))) from error

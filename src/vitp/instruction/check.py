@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -234,7 +233,7 @@ class _Merged:
         self._find_duplicates()
         near = None
         if self._options.near_duplicates:
-            images = [Path(path) for path in self._images]
+            images = [self._sources[number].image_file(name) for number, _, name in self._images.values()]
             near = find_near_duplicates(images, self._together, workers=workers, progress=progress)
             for pair in near:
                 number, index, name = self._images[pair.image]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from vitp.errors import DataError
 from vitp.images.decode import MAX_PIXELS
 from vitp.images.read import image_size, read_image
+from vitp.images.stored import ImageFile
 from vitp.instruction.findings import MAX_RATIO, MIN_SIDE, Finding, note, note_error
 from vitp.instruction.source import Source
 from vitp.instruction.statistics import Size
@@ -19,7 +19,7 @@ _REMEMBERED = 200_000
 class Inspected:
     """An image of a sample: its file, its size and what is wrong with it; None where they cannot be told."""
 
-    path: Path | None
+    path: ImageFile | None
     size: Size | None  # width, height
     notes: tuple[Finding, ...]
 
@@ -35,7 +35,7 @@ class ImageInspector:
     def look(self, source: Source, name: str) -> Inspected:
         """One image, by its name in a record."""
         try:
-            path = source.image_path(name)
+            path = source.image_file(name)
         except DataError as error:
             return Inspected(None, None, (note_error(error, f"image {name} "),))
         key = (id(source), str(path))  # two sources may read one file with different scalings
@@ -46,7 +46,7 @@ class ImageInspector:
             self._known[key] = Inspected(path, size, tuple(notes))
         return self._known[key]
 
-    def _inspect(self, source: Source, path: Path, name: str) -> tuple[Size | None, list[Finding]]:
+    def _inspect(self, source: Source, path: ImageFile, name: str) -> tuple[Size | None, list[Finding]]:
         image = str(path)
         try:
             width, height = size = image_size(path, source.config.images)

@@ -24,6 +24,8 @@ _DICOM = "an uncompressed DICOM image, or one whose compression can be read"
 # What is right where a code says what is wrong.
 EXPECTED: Mapping[str, str] = {
     "record-layout": "turns under 'conversations' or 'messages', and images under 'image' or 'images' or in the turns",
+    "file-damaged": "a file that can be read to its end",
+    "shard-member": "a sample whose files are all in the shard, under one key",
     "record-type": "a JSON object whose turns are texts and whose images are paths",
     "record-role": "turns from human or user, gpt or assistant, and system",
     "record-order": "an optional system turn, then user and assistant in turn, an assistant last",

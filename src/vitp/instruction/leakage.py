@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vitp.errors import DataError
 from vitp.images.decode import ImageError
 from vitp.images.perceptual import ORIENTATIONS, correlation, hashes, is_flat, near, oriented, thumbnail
+from vitp.images.stored import ImageFile
 from vitp.instruction.source import Source
 from vitp.parallel import mapped
 
@@ -107,32 +108,33 @@ def image_files(folders: Sequence[Path]) -> list[Path]:
     return sorted(dict.fromkeys(found))
 
 
-def source_images(sources: Sequence[Source]) -> list[Path]:
+def source_images(sources: Sequence[Source]) -> list[ImageFile]:
     """Every image that the sources' samples name, once; samples that cannot be used are left out."""
-    found: dict[Path, None] = {}
+    found: dict[str, ImageFile] = {}
     for source in sources:
         for index in range(len(source)):
             try:
                 for name in source.sample(index).images:
-                    found[source.image_path(name)] = None
+                    file = source.image_file(name)
+                    found.setdefault(str(file), file)
             except DataError:
                 continue  # `check_sources` reports it
-    return list(found)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
 class HashedImages:
     """Hashes of the comparable images of a list, and what was left out."""
 
-    paths: list[Path]
+    paths: list[ImageFile]
     codes: NDArray[np.uint64]  # [n, 8]
     flat: int
     unreadable: list[str]
 
 
 def find_overlap(
-    images: Sequence[Path],
-    against: Sequence[Path],
+    images: Sequence[ImageFile],
+    against: Sequence[ImageFile],
     *,
     distance: int = DISTANCE,
     least_correlation: float = CORRELATION,
@@ -155,7 +157,7 @@ def find_overlap(
     total = len(images) + len(against)
     first = hash_images(images, workers, progress, 0, total)
     second = hash_images(against, workers, progress, len(images), total)
-    cache: dict[Path, NDArray[np.float32]] = {}
+    cache: dict[str, NDArray[np.float32]] = {}
     overlaps = []
     for (i, j), (bits, orientation) in sorted(candidates(first.codes, second.codes, distance).items()):
         a, b = cached_thumbnail(first.paths[i], cache), cached_thumbnail(second.paths[j], cache)
@@ -182,16 +184,16 @@ def candidates(
     return best
 
 
-def cached_thumbnail(path: Path, cache: dict[Path, NDArray[np.float32]]) -> NDArray[np.float32]:
+def cached_thumbnail(path: ImageFile, cache: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
     """The thumbnail of an image; the cache keeps some thousands of them."""
-    if path not in cache:
+    if str(path) not in cache:
         if len(cache) >= 4096:
             cache.clear()
-        cache[path] = thumbnail(path)
-    return cache[path]
+        cache[str(path)] = thumbnail(path)
+    return cache[str(path)]
 
 
-def _hash_some(paths: Sequence[Path]) -> list[NDArray[np.uint64] | str | None]:
+def _hash_some(paths: Sequence[ImageFile]) -> list[NDArray[np.uint64] | str | None]:
     """Eight hashes of each image, None where it is flat, the reason where it cannot be read."""
     found: list[NDArray[np.uint64] | str | None] = []
     for path in paths:
@@ -204,15 +206,15 @@ def _hash_some(paths: Sequence[Path]) -> list[NDArray[np.uint64] | str | None]:
     return found
 
 
-def _hashing() -> Callable[[Sequence[Path]], list[NDArray[np.uint64] | str | None]]:
+def _hashing() -> Callable[[Sequence[ImageFile]], list[NDArray[np.uint64] | str | None]]:
     return _hash_some
 
 
 def hash_images(
-    paths: Sequence[Path], workers: int, progress: Callable[[int, int], None] | None, done: int, total: int
+    paths: Sequence[ImageFile], workers: int, progress: Callable[[int, int], None] | None, done: int, total: int
 ) -> HashedImages:
     """Hashes of all images that show enough to be compared; progress goes on from `done` of `total`."""
-    kept: list[Path] = []
+    kept: list[ImageFile] = []
     codes: list[NDArray[np.uint64]] = []
     flat, unreadable = 0, []
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]

@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from vitp.config import Config, explain
 from vitp.errors import ConfigError
+from vitp.instruction.remote import is_url
 from vitp.instruction.source import AugmentConfig, SourceConfig
 from vitp.yaml_lines import Document, parse, write
 
@@ -200,8 +201,10 @@ def resolve_sources(data: Mapping[str, Any]) -> dict[str, Any]:
 def _based(source: Any, base: Path) -> Any:
     """A source whose relative root is below `base`."""
     if isinstance(source, SourceConfig):
+        if isinstance(source.root, str):
+            return source
         return source.model_copy(update={"root": base / source.root.expanduser()})
-    if isinstance(source, dict) and isinstance(source.get("root"), str | Path):
+    if isinstance(source, dict) and isinstance(source.get("root"), str | Path) and not is_url(str(source["root"])):
         return {**source, "root": str(base / Path(source["root"]).expanduser())}
     return source
 
@@ -211,7 +214,8 @@ def to_yaml(sources: list[SourceConfig]) -> str:
     listed: list[dict[str, Any]] = []
     for source in sources:
         fields = source.model_dump(mode="json", exclude_defaults=True, exclude={"declared_in"})
-        if source.annotations is not None and source.annotations.is_relative_to(source.root):
-            fields["annotations"] = str(source.annotations.relative_to(source.root))
+        root, annotations = source.root, source.annotations
+        if isinstance(root, Path) and isinstance(annotations, Path) and annotations.is_relative_to(root):
+            fields["annotations"] = str(annotations.relative_to(root))
         listed.append(fields)
     return write({"data": {"sources": listed}})

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitp.images.perceptual import correlation, oriented
+from vitp.images.stored import ImageFile
 from vitp.instruction.leakage import CORRELATION, DISTANCE, Overlap, cached_thumbnail, candidates, hash_images
 
 
 def find_near_duplicates(
-    images: Sequence[Path],
+    images: Sequence[ImageFile],
     together: AbstractSet[tuple[str, str]] = frozenset(),
     *,
     distance: int = DISTANCE,
@@ -40,7 +40,7 @@ def find_near_duplicates(
         DataError: a worker process died.
     """
     hashed = hash_images(images, workers, progress, 0, len(images))
-    cache: dict[Path, NDArray[np.float32]] = {}
+    cache: dict[str, NDArray[np.float32]] = {}
     found: dict[int, Overlap] = {}
     for j, i, bits, orientation in sorted(_pairs(hashed.codes, distance)):
         a, b = hashed.paths[i], hashed.paths[j]

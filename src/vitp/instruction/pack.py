@@ -210,7 +210,7 @@ class StepBuilder:
 
     def _read(self, source: Source, name: str, where: str) -> Tensor:
         try:
-            file = source.image_path(name)
+            file = source.image_file(name)
             key = (id(source), str(file))  # two sources may read one file with different scalings
             found = self._images.get(key)
             if found is not None:

@@ -15,12 +15,8 @@ An ``<image>`` mark stands where an image goes, in user turns only. A record wit
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from vitp.errors import DataError
 from vitp.instruction.sample import IMAGE_MARK, Role, Sample, Turn
@@ -37,12 +33,10 @@ RESERVED = ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>", "<
 
 Code = Literal[
     "record-layout", "record-type", "record-role", "record-order", "empty-text", "image-marks", "reserved-token",
-    "bad-text", "video", "line-syntax", "line-encoding", "line-too-long", "file-changed",
+    "bad-text", "video", "line-syntax", "line-encoding", "line-too-long", "file-changed", "file-damaged", "shard-member",
 ]  # fmt: skip
 
-BOM = b"\xef\xbb\xbf"  # of UTF-8
-Int64 = npt.NDArray[np.int64]
-_SPACE = re.compile(r"[ \t\r\n]*")
+MAX_RECORD_BYTES = 32 << 20  # ours: far above any real record; guards against a file without line ends
 
 
 class RecordError(DataError):
@@ -270,58 +264,3 @@ def decode_record(data: bytes, where: str, at_cut_end: bool = False) -> object:
         found = "holds JSON that is too deep or too long to be a record"
         raise RecordError("line-syntax", found, "mend or remove the line", where) from error
     return value
-
-
-def index_array(data: bytes, file: str) -> tuple[Int64, Int64, Int64]:
-    """Where the elements of a JSON array lie: int64 first bytes, end bytes and line numbers (1-based), one an element.
-
-    Raises:
-        DataError: the text is no JSON array; with the line of the mistake.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError("is not UTF-8; save the file as UTF-8", f"{file}:{line}") from error
-    decode = json.JSONDecoder().raw_decode
-    places: list[tuple[int, int, int]] = []
-    offset = len(BOM) if data.startswith(BOM) else 0  # bytes before `done`
-    done, line = 0, 1
-    position = _skip(text, text.index("[") + 1)
-    separator = text[position : position + 1]  # "]" at once: an empty array
-    try:
-        while separator != "]":
-            _, end = decode(text, position)
-            line += text.count("\n", done, position)
-            start = offset + _byte_length(text, done, position)
-            offset = start + _byte_length(text, position, end)
-            places.append((start, offset, line))
-            line += text.count("\n", position, end)
-            done, position = end, _skip(text, end)
-            separator = text[position : position + 1]
-            if separator not in (",", "]"):
-                raise json.JSONDecodeError("a comma or ] is missing", text, position)
-            position = _skip(text, position + 1)
-        if not places:
-            position += 1
-        position = _skip(text, position)
-        if position != len(text):
-            raise json.JSONDecodeError("something follows the closing ]", text, position)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"is no JSON ({error.msg}); mend it or copy the file again", f"{file}:{error.lineno}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError("holds JSON that is too deep or too long to be a record; mend it", f"{file}:{line}") from error
-    table = np.array(places, np.int64).reshape(-1, 3)
-    return table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy()
-
-
-def _skip(text: str, position: int) -> int:
-    """The next position that holds no blank."""
-    match = _SPACE.match(text, position)
-    return match.end() if match else position
-
-
-def _byte_length(text: str, start: int, end: int) -> int:
-    return end - start if text.isascii() else len(text[start:end].encode())
