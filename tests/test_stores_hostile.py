@@ -19,7 +19,7 @@ from vitp.errors import DataError, OutputError
 from vitp.images.decode import ImageError
 from vitp.images.read import ImageConfig, read_image
 from vitp.instruction import unpack
-from vitp.instruction.check import CheckOptions, check_sources
+from vitp.instruction.check import check_sources
 from vitp.instruction.native import CAPTION_PROMPTS
 
 # ---------------------------------------------------------------------------------------------------- compressed text

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitp.commands.check import check
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
+    from vitp.commands.index import index
     from vitp.commands.pretrain import load_run, pretrain
     from vitp.commands.probe import probe
     from vitp.commands.synthesize import synthesize
@@ -26,6 +27,7 @@ _HOMES = {
     "check": "vitp.commands.check",
     "export": "vitp.commands.export",
     "finetune": "vitp.commands.finetune",
+    "index": "vitp.commands.index",
     "load_backbone": "vitp.backbone.vit",
     "load_run": "vitp.commands.pretrain",
     "pretrain": "vitp.commands.pretrain",
@@ -40,6 +42,7 @@ __all__ = [
     "check",
     "export",
     "finetune",
+    "index",
     "load_backbone",
     "load_run",
     "pretrain",

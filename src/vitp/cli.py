@@ -103,6 +103,28 @@ def check(
 
 
 @app.command()
+def index(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0: as the recipe says.")] = 0,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew, e.g. after images were replaced.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the samples of a recipe once (tokens, tiles, image sizes) and remember them."""
+    from vitp.commands.index import index as run
+    from vitp.progress import Console
+
+    console = Console()
+    with console.bar("index", "samples") as bar:
+        report = run(recipe, overrides or [], workers=workers, rebuild=rebuild, progress=bar, say=console.say)
+    for line in report.lines():
+        typer.echo(line, err=as_json)
+    _finish(report.to_json(), as_json)
+    if report.failed:
+        raise typer.Exit(2)
+
+
+@app.command()
 def synthesize(
     root: Annotated[Path, typer.Argument(help="Folder of a labelled data set.")],
     out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -40,10 +41,13 @@ def mapped(make: Callable[[], Callable[[J], R]], jobs: Sequence[J], workers: int
         except BrokenProcessPool as error:
             found = "a worker process died, perhaps for lack of memory"
             raise DataError(f"{found}; set workers to 1 to see at which sample or image") from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure nothing more is begun
 
 
 def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # a forked child must not wait for its parent's threads
     _work = make()
 

@@ -45,7 +45,7 @@ def check(
         VitpError: the recipe is wrong, or a source cannot be opened at all.
     """
     config = load_recipe(PretrainConfig, recipe, overrides)
-    sources = [Source(s) for s in config.data.sources]
+    sources = config.data.open_sources()
     rule, notes = None, []
     if lengths:
         try:
@@ -111,7 +111,7 @@ def check_leakage(
     """
     config = load_recipe(PretrainConfig, recipe, overrides)
     downstream = image_files(against)
-    images = source_images([Source(s) for s in config.data.sources])
+    images = source_images(config.data.open_sources())
     return find_overlap(images, downstream, workers=workers, progress=progress)
 
 

@@ -20,6 +20,7 @@ from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import check_sources
 from vitp.instruction.check_report import CheckReport
+from vitp.instruction.index import IndexConfig, SizeRules, open_source
 from vitp.instruction.meta import expand_document, resolve_sources
 from vitp.instruction.pack import StepBuilder
 from vitp.instruction.plan import PlanConfig
@@ -61,11 +62,20 @@ class DataConfig(Config):
     bad_samples: Literal["stop", "skip"] = "stop"  # what to do about samples that `vitp check` calls unusable
     downstream: tuple[Downstream, ...] = ()  # tasks the backbone is for; `vitp check` says what the mixture lacks
     downstream_modalities: tuple[Modality, ...] = ()  # and their modalities
+    index: IndexConfig = IndexConfig()  # where the sizes of all samples are remembered
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, data: Any) -> Any:
         return resolve_sources(data) if isinstance(data, dict) else data
+
+    def open_sources(self) -> list[Source]:
+        """All sources, by their indexes where there are any.
+
+        Raises:
+            DataError: a source cannot be opened at all.
+        """
+        return [open_source(source, self.index) for source in self.sources]
 
 
 class TowerConfig(BackboneConfig):
@@ -151,7 +161,7 @@ class PretrainResult:
 
 def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
-    flat = recipe_fingerprint(config)
+    flat = {key: value for key, value in recipe_fingerprint(config).items() if not key.startswith("data.index.")}
     for key in ("downstream", "downstream_modalities"):  # for the report only, as some keys of a source
         flat.pop(f"data.{key}", None)
     for i, source in enumerate(sources):
@@ -211,6 +221,13 @@ def recipe_tokenizer(config: PretrainConfig, sources: Sequence[Source]) -> Any:
     if language.path is not None:
         return load_tokenizer(language.path)
     return build_tokenizer(_texts(sources), language.vocabulary)
+
+
+def size_rules(config: PretrainConfig, tokenizer: Any) -> SizeRules:
+    """What an index must know of a recipe."""
+    tower = config.model.tower
+    side = tower.image_size // tower.patch_size // config.model.pixel_shuffle
+    return SizeRules(ChatFormat(tokenizer), config.data.tiling, tower.image_size, side * side, config.data.max_length)
 
 
 def build_model(config: PretrainConfig, tokenizer: Any, run: Path | None = None) -> VisionLanguageModel:
@@ -347,7 +364,7 @@ def pretrain(
     config = load_recipe(PretrainConfig, recipe, overrides)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
-    sources = [Source(s) for s in config.data.sources]
+    sources = config.data.open_sources()
     resumed = resume and (out / "recipe.yaml").is_file()
     if resumed:
         task = build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)

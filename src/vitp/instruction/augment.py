@@ -66,6 +66,19 @@ def _stretch(length: int, side: float, share: float, low: int, high: int) -> tup
     return min(first, low * length // SCALE), max(first + pixels, -(-high * length // SCALE))
 
 
+def augmented_size(
+    width: int, height: int, has_boxes: bool, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[int, int]:
+    """(width, height) that `augment` will give an image, from the same generator and without the image."""
+    _, _, turns = rng.integers(2), rng.integers(2), int(rng.integers(4))  # drawn as `augment` draws; mirrors keep sizes
+    if config.rot90 and turns % 2:
+        width, height = height, width
+    if config.crop_min_scale < 1.0 and not has_boxes:
+        side = float(np.sqrt(rng.uniform(config.crop_min_scale, 1.0)))
+        width, height = max(1, round(width * side)), max(1, round(height * side))
+    return width, height
+
+
 def augment(
     images: list[Tensor], sample: Sample, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[list[Tensor], Sample]:

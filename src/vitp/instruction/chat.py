@@ -82,6 +82,14 @@ class ChatFormat:
         cached = self._spans.get(turns)
         if cached is not None:
             return cached
+        found = self.locate(turns)
+        self._spans[turns] = found
+        if len(self._spans) > _CACHE:
+            self._spans.popitem(last=False)
+        return found
+
+    def locate(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
+        """What `render` gives, without remembering it."""
         whole = self._render(turns, prompt=False)
         spans = []
         for i, turn in enumerate(turns):
@@ -94,9 +102,6 @@ class ChatFormat:
                     "so answers cannot be marked; use a template that leaves them as they are"
                 )
             spans.append((len(before), len(before) + len(after[len(before) :].rstrip())))
-        self._spans[turns] = (whole, spans)
-        if len(self._spans) > _CACHE:
-            self._spans.popitem(last=False)
         return whole, spans
 
     def _tokenise(self, text: str) -> list[int]:

@@ -1,11 +1,15 @@
-"""Where the records of a text file lie."""
+"""Where the records of a text file lie: found by scanning it, or remembered by an index."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from vitp.instruction.index_file import IndexFile
 
 
 @dataclass(frozen=True)
@@ -19,3 +23,15 @@ class Places:
     state: tuple[int, int]  # size and time of change of the file they belong to
     cut_off: bool  # the file ends without a newline
     by_line: bool  # a line number tells a record from every other
+    index: IndexFile | None = None  # the file the arrays are mapped from: to be pickled in their stead
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.index is not None:
+            return _places_of, (self.index,)
+        return Places, (self.starts, self.lengths, self.lines, self.content, self.state, self.cut_off, self.by_line)
+
+
+def _places_of(index: IndexFile) -> Places:
+    places = index.places
+    assert places is not None
+    return places

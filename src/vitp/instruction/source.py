@@ -19,6 +19,7 @@ from vitp.instruction.places import Places
 from vitp.instruction.records import parse_record
 from vitp.instruction.remote import URL, RemoteImage, below
 from vitp.instruction.sample import Sample
+from vitp.instruction.text_store import TextRecords
 
 _PARENTS = 4096  # resolved folders remembered
 
@@ -109,6 +110,19 @@ class Source:
         """
         self._check_index(index)
         return parse_record(self._records.record(index), self._records.where(index))
+
+    @property
+    def places(self) -> Places | None:
+        """Where its records lie; None where they do not lie in a text file."""
+        return self._records.places if isinstance(self._records, TextRecords) else None
+
+    def digest(self, start: int, stop: int) -> str:
+        """Hash of the records [start, stop), so that a change elsewhere need not make them stale.
+
+        Records that do not lie in a text file share the fate of all others.
+        """
+        records = self._records
+        return records.digest_of(start, stop) if isinstance(records, TextRecords) else records.digest()
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self._records):

@@ -171,6 +171,14 @@ class TextRecords:
         """Hash of the unpacked text."""
         return self.places.content
 
+    def digest_of(self, start: int, stop: int) -> str:
+        """Hash of the text of the records [start, stop)."""
+        content = hashlib.blake2b(digest_size=16)
+        at, end = int(self.places.starts[start]), int(self.places.starts[stop - 1] + self.places.lengths[stop - 1])
+        for first in range(at, end, _CHUNK):
+            content.update(self._bytes(first, min(first + _CHUNK, end)))
+        return content.hexdigest()
+
     def image(self, name: str) -> StoredImage | None:
         """None: all images are files."""
         return None

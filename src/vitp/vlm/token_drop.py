@@ -83,7 +83,11 @@ def keep(n: int, drop_ratio: float, rng: np.random.Generator) -> np.ndarray:
     return np.sort(rng.permutation(n)[:kept]).astype(np.int64)
 
 
+def applies(config: TokenDropConfig, rng: np.random.Generator) -> bool:
+    """Whether the sample of this generator drops at all: the first decision `draw` takes."""
+    return config.probability >= 1.0 or bool(rng.random() < config.probability)
+
+
 def draw(n: int, config: TokenDropConfig, rng: np.random.Generator) -> np.ndarray:
     """Decide whether the sample drops at all, then choose its survivors: int64, ascending."""
-    applies = config.probability >= 1.0 or rng.random() < config.probability
-    return keep(n, config.ratio if applies else 0.0, rng)
+    return keep(n, config.ratio if applies(config, rng) else 0.0, rng)
