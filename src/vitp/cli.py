@@ -143,8 +143,8 @@ def synthesize(
     places = [f"root={json.dumps(str(root))}", f"out={json.dumps(str(out))}"]
     places += ["overwrite=true"] if overwrite else []
     config = load(SynthesizeConfig, recipe, [*places, *(overrides or [])], find=find_recipe)
-    with Console().bar("synthesize", "images") as bar:
-        result = run(config, progress=bar)
+    with Console().bars(("synthesize", "images"), ("reword", "texts")) as (images, texts):
+        result = run(config, progress=images, rewording=texts)
     for line in result.lines():
         typer.echo(line, err=as_json)
     _finish(result.to_json(), as_json)

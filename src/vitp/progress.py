@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -53,6 +53,20 @@ def lines(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, i
     return show
 
 
+def _with_rate(show: Callable[[int, int, str], None], unit: str) -> Callable[[int, int], None]:
+    """`show` with the units a second since the first call as its note."""
+    begun: tuple[float, int] | None = None
+
+    def rated(done: int, total: int) -> None:
+        nonlocal begun
+        now = time.monotonic()
+        begun = begun or (now, done)
+        rate = (done - begun[1]) / max(1e-9, now - begun[0])
+        show(done, total, f"{rate:.1f} {unit}/s" if rate > 0 else "")
+
+    return rated
+
+
 class Console:
     """Everything goes to standard error, so that standard output stays for results."""
 
@@ -88,6 +102,28 @@ class Console:
         """A callable (done, total) for work that counts itself."""
         with self._shown(title, unit) as show:
             yield lambda done, total: show(done, total, "")
+
+    @contextmanager
+    def bars(self, *named: tuple[str, str]) -> Iterator[list[Callable[[int, int], None]]]:
+        """For each (title, unit) of a command's stages, one after the other, a callable (done, total); with the rate.
+
+        A bar appears, and its clock starts, when it is first called.
+        """
+        with ExitStack() as stack:
+            current: list[str] = []
+            shown: dict[str, Callable[[int, int], None]] = {}
+
+            def receiver(title: str, unit: str) -> Callable[[int, int], None]:
+                def show(done: int, total: int) -> None:
+                    if current != [title]:
+                        stack.close()  # two live displays would overwrite each other
+                        current[:] = [title]
+                        shown[title] = _with_rate(stack.enter_context(self._shown(title, unit)), unit)
+                    shown[title](done, total)
+
+                return show
+
+            yield [receiver(title, unit) for title, unit in named]
 
     @contextmanager
     def training(self, title: str) -> Iterator[TrainingProgress]:

@@ -69,7 +69,10 @@ def _stretch(length: int, side: float, share: float, low: int, high: int) -> tup
 def augmented_size(
     width: int, height: int, has_boxes: bool, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """(width, height) that `augment` will give an image, from the same generator and without the image."""
+    """(width, height) that `augment` will give an image, from the same generator and without the image.
+
+    A crop that boxes may widen is not foreseen: the size is then that of the whole image, the most it can be.
+    """
     _, _, turns = rng.integers(2), rng.integers(2), int(rng.integers(4))  # drawn as `augment` draws; mirrors keep sizes
     if config.rot90 and turns % 2:
         width, height = height, width

@@ -1,8 +1,9 @@
 """The samples of a step and their sizes, from the indexes alone: what a plan needs before anything is read or decoded.
 
 All draws are those of `vitp.instruction.pack.StepBuilder`, keyed by (seed, step, slot), so the numbers of tiles and of kept
-visual tokens are those of the step itself. Where flips or turns rewrite boxes, the number of digits in a text may change,
-and its tokens with it: there, and only there, the tokens are an estimate.
+visual tokens are those of the step itself. Two things are estimates: where flips, turns or crops rewrite boxes, the number
+of digits in a text may change, and its tokens with it; and crops of samples with boxes, which boxes may widen, count as
+the whole image.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from vitp.config import Config
+from vitp.synthesize.paraphrase import ParaphraseConfig
 
 Format = Literal["coco", "dota", "voc", "folders", "masks", "change", "captions"]
 Task = Literal[
@@ -63,6 +64,7 @@ class SynthesizeConfig(Config):
     tasks: tuple[Task, ...] | None = None  # None: all that the format allows
     without: tuple[Task, ...] = ()
     turns: int = Field(default=6, ge=1)  # ours: as many questions an image as the demo's scenes have
+    paraphrase: ParaphraseConfig | None = None  # a local language model for further phrasings; None: our own alone
     seed: int = Field(default=0, ge=0)
     overwrite: bool = False
 

@@ -41,7 +41,7 @@ COMPARE_WHICH = (
 COMPARE_HALVES = (
     "Are there more {many} in the {a} half or in the {b} half of the {view}?",
     "Which half holds more {many}, {a} or {b}?",
-    "Split the {view} into a {a} and a {b} half. Where are more {many}?",
+    "Of the {a} and the {b} half of the {view}: which holds more {many}?",
 )
 POSITION = (
     "Where in the {view} is the {one}?",

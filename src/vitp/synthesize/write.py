@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitp.errors import OutputError
@@ -14,11 +14,14 @@ from vitp.synthesize.labels import LabelledImage
 from vitp.synthesize.words import Asked
 
 
-def make_record(image: LabelledImage, asked: Sequence[Asked], fmt: Format, seed: int) -> dict[str, object]:
+def make_record(
+    image: LabelledImage, asked: Sequence[Asked], fmt: Format, seed: int, was: Mapping[int, str], model: str
+) -> dict[str, object]:
     """One record: id, image (a list for a pair), conversations, and where it comes from.
 
     ``source_file`` is the label file, ``source_format`` its format, ``tasks`` the task of each question, ``seed`` the
-    seed that chose them; readers of instruction data leave these keys alone.
+    seed that chose them. Where `model` reworded turns, ``reworded`` names it and holds the original value of each:
+    ``{"model": ..., "turns": [{"turn": 0, "was": ...}]}``. Readers of instruction data leave these keys alone.
     """
     assert asked
     marks = f"{IMAGE_MARK}\n" * len(image.images)
@@ -26,6 +29,7 @@ def make_record(image: LabelledImage, asked: Sequence[Asked], fmt: Format, seed:
     for number, found in enumerate(asked):
         turns.append({"from": "human", "value": (marks if number == 0 else "") + found.question})
         turns.append({"from": "gpt", "value": found.answer})
+    old = [{"turn": turn, "was": (marks if turn == 0 else "") + text} for turn, text in was.items()]
     return {
         "id": f"{fmt}/{image.name}",
         "image": image.images[0] if len(image.images) == 1 else list(image.images),
@@ -34,6 +38,7 @@ def make_record(image: LabelledImage, asked: Sequence[Asked], fmt: Format, seed:
         "source_format": fmt,
         "tasks": [found.task for found in asked],
         "seed": seed,
+        **({"reworded": {"model": model, "turns": old}} if old else {}),
     }
 
 

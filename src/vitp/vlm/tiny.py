@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import torch
@@ -71,22 +72,25 @@ def language_model_of(folder: Path) -> nn.Module:
     return model
 
 
-def load_language_model(path: str, vocabulary: int) -> nn.Module:
+def load_language_model(path: str, vocabulary: int, gguf_file: str | None = None) -> nn.Module:
     """Any transformers causal LM, its embedding rows extended to `vocabulary` when tokens were added.
+
+    `gguf_file` is the name of a GGUF file in the folder `path` to read instead of its safetensors.
 
     Raises:
         CheckpointError: nothing loadable there.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, gguf_file=gguf_file
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, struct.error) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
         raise CheckpointError(
-            f"{path}: no causal language model can be loaded{hint}: {str(error).splitlines()[0]}"
+            f"{Path(path, gguf_file or '')}: no causal language model can be loaded{hint}: {str(error).splitlines()[0]}"
         ) from error
     if model.get_input_embeddings().num_embeddings < vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -62,8 +63,8 @@ def _with_roles(texts: Iterable[str]) -> Iterator[str]:
         yield role
 
 
-def load_tokenizer(path: str) -> Any:
-    """A model's tokenizer from a folder or a hub id, with InternVL's image and box tokens added where missing.
+def read_tokenizer(path: str, gguf_file: str | None = None) -> Any:
+    """A model's tokenizer as it is, from a folder or a hub id, or from a GGUF file in the folder `path`.
 
     Raises:
         CheckpointError: nothing loadable there.
@@ -71,10 +72,21 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, gguf_file=gguf_file)
+    except (OSError, ValueError, struct.error) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
-        raise CheckpointError(f"{path}: no tokenizer can be loaded{hint}: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(
+            f"{Path(path, gguf_file or '')}: no tokenizer can be loaded{hint}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def load_tokenizer(path: str) -> Any:
+    """A model's tokenizer from a folder or a hub id, with InternVL's image and box tokens added where missing.
+
+    Raises:
+        CheckpointError: nothing loadable there.
+    """
+    tokenizer = read_tokenizer(path)
     known = tokenizer.get_vocab()
     missing = [token for token in SPECIAL_TOKENS if token not in known]
     if missing:
