@@ -123,7 +123,8 @@ def builder(source: Source, rules: SizeRules, vrl: TokenDropConfig, batch: int =
     plan = PlanConfig(max_tokens_per_pack=1 << 20, max_tiles_per_pack=1 << 20)
     return StepBuilder(
         [source], rules.chat, seed=3, batch_size=batch, tile_size=TILE, tokens_per_tile=PER_TILE, depth_modules=1,
-        tiling=rules.tiling, vrl=vrl, weighting="sample", max_length=rules.max_length, plan=plan, text_steps=1, text_batch_size=batch,
+        tiling=rules.tiling, vrl=vrl, weighting="sample", max_length=rules.max_length, plan=plan,
+        text_steps=1, text_batch_size=batch,
     )  # fmt: skip
 
 

@@ -21,10 +21,11 @@ import torch
 from vitp.config import Config
 from vitp.errors import MissingExtraError
 from vitp.files import raise_if_unwritable
+from vitp.images.choice import Chosen
 from vitp.images.decode import ImageError, read_interleaved, read_size
 from vitp.images.medical import DicomConfig, dicom_size, read_dicom
 from vitp.images.nifti import NiftiConfig, nifti_size, read_nifti
-from vitp.images.raster import GEO_MAGIC, RasterConfig, raster_size, read_raster
+from vitp.images.raster import GEO_MAGIC, RasterConfig, Window, raster_size, read_raster
 from vitp.images.stored import ImageFile, held
 
 Kind = Literal["picture", "raster", "dicom", "nifti"]
@@ -67,37 +68,66 @@ def read_image(path: ImageFile, config: ImageConfig) -> torch.Tensor:
         ImageError: missing, damaged, too large, or deeper than 8 bits without a scaling.
         MissingExtraError: its format needs an extra that is not installed.
     """
-    path = held(path)
+    choice = path if isinstance(path, Chosen) else None
+    path = held(path.file if isinstance(path, Chosen) else path)
     kind = kind_of(path, config)
+    window = choice.window() if choice is not None and kind in ("picture", "raster") else None
     if kind == "picture":
         try:
-            return read_interleaved(path).permute(2, 0, 1)
+            pixels = read_interleaved(path).permute(2, 0, 1)
         except ImageError as error:
             if error.code != "image-deep" or config.raster is None:
                 raise
+        else:
+            return pixels if choice is None or window is None else _cut(pixels, choice, window)
     with as_path(path) as file:
         if kind == "nifti":
-            return torch.from_numpy(read_nifti(file, config.nifti).pixels)
+            nifti = config.nifti if choice is None else choice.nifti(config.nifti)
+            return torch.from_numpy(read_nifti(file, nifti).pixels)
         if kind == "dicom":
-            return torch.from_numpy(read_dicom(file, config.dicom).pixels)
+            dicom = config.dicom if choice is None else choice.dicom(config.dicom)
+            return torch.from_numpy(read_dicom(file, dicom).pixels)
         assert config.raster is not None
-        return torch.from_numpy(read_raster(file, config.raster).pixels)
+        return torch.from_numpy(read_raster(file, config.raster, window).pixels)
+
+
+def _cut(pixels: torch.Tensor, choice: Chosen, window: Window) -> torch.Tensor:
+    choice.inside(window, (pixels.shape[2], pixels.shape[1]))
+    return pixels[:, window.row : window.row + window.height, window.column : window.column + window.width]
 
 
 def image_size(path: ImageFile, config: ImageConfig) -> tuple[int, int]:
     """(width, height) of what `read_image` gives, from the header alone; raises what it raises about headers."""
-    path = held(path)
+    choice = path if isinstance(path, Chosen) else None
+    path = held(path.file if isinstance(path, Chosen) else path)
     kind = kind_of(path, config)
-    if kind == "picture":
-        try:
-            return read_size(path)
-        except ImageError as error:
-            if error.code != "image-deep" or config.raster is None:
-                raise
-    with as_path(path) as file:
-        if kind == "nifti":
-            return nifti_size(file, config.nifti)
-        return dicom_size(file) if kind == "dicom" else raster_size(file)
+    if kind == "nifti":
+        with as_path(path) as file:
+            return nifti_size(file, config.nifti if choice is None else choice.nifti(config.nifti))
+    if kind == "dicom":
+        if choice is not None:
+            choice.dicom(config.dicom)
+        with as_path(path) as file:
+            return dicom_size(file)
+    size = _picture_size(path, config) if kind == "picture" else None
+    if size is None:
+        with as_path(path) as file:
+            size = raster_size(file)
+    if choice is None:
+        return size
+    window = choice.window()
+    choice.inside(window, size)
+    return window.width, window.height
+
+
+def _picture_size(path: ImageFile, config: ImageConfig) -> tuple[int, int] | None:
+    """None where it is deeper than 8 bits and to be read as a raster."""
+    try:
+        return read_size(path)
+    except ImageError as error:
+        if error.code != "image-deep" or config.raster is None:
+            raise
+        return None
 
 
 @contextmanager

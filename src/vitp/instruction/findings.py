@@ -51,6 +51,7 @@ EXPECTED: Mapping[str, str] = {
     "image-tiny": f"at least {MIN_SIDE} pixels on each side",
     "image-strip": f"a longer side of at most {MAX_RATIO} times the shorter one",
     "image-bands": _RASTER,
+    "image-choice": "#plane=, slice=, fraction= or volume= of a NIfTI volume, frame= of a DICOM file, window= of others",
     "image-window": _RASTER,
     "image-complex": "real pixel values",
     "image-inks": "grey or RGB pixels",

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from vitp.config import Config
 from vitp.errors import DataError
+from vitp.images.choice import Chosen, split_choice
 from vitp.images.decode import ImageError
 from vitp.images.read import ImageConfig
 from vitp.images.stored import ImageFile
@@ -131,9 +132,14 @@ class Source:
     def image_file(self, name: str) -> ImageFile:
         """An image of a sample, for `vitp.images.read`: in a store, behind a URL, or a path; ``str()`` says where.
 
+        A name that ends in ``#slice=40`` or the like is a part of a file, see `vitp.images.choice`.
+
         Raises:
             DataError: it leads out of the root, or the store does not hold it.
         """
+        name, choice = split_choice(name)
+        if choice:
+            return Chosen(self.image_file(name), choice)
         stored = self._records.image(name)
         if stored is not None:
             return stored
