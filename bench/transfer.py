@@ -26,7 +26,7 @@ import numpy as np
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
 from vitp.commands.export import backbone_config, export
 from vitp.commands.finetune import finetune
-from vitp.commands.pretrain import PretrainConfig, load_run, pretrain, provenance
+from vitp.commands.pretrain import PretrainConfig, load_run, pretrain
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import dump
 from vitp.datasets.folder import LabelledConfig
@@ -35,6 +35,7 @@ from vitp.images.decode import read_rgb
 from vitp.instruction.native import labels
 from vitp.instruction.source import Source
 from vitp.progress import Console
+from vitp.provenance import provenance
 from vitp.recipes import load_recipe
 from vitp.vlm.generate import Question, answer
 

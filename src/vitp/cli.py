@@ -251,7 +251,7 @@ def recipes(
 @app.command()
 def env() -> None:
     """Print versions and hardware, for bug reports."""
-    from vitp.commands.pretrain import provenance
+    from vitp.provenance import provenance
     from vitp.train.loop import choose_device, uses_bf16
 
     device = choose_device("auto")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vitp.errors import DataError
-from vitp.instruction.native import FORMATS, PRESENCE, NativeArgs, detect, labels
+from vitp.instruction.native import FORMATS, NativeArgs, detect, labels
+from vitp.instruction.presence import PRESENCE
 from vitp.instruction.records import RecordError, parse_record
 from vitp.instruction.sample import Sample
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-import vitp
 from vitp.backbone.vit import BackboneConfig, choose_attention
 from vitp.config import Config, save
 from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
@@ -28,6 +25,7 @@ from vitp.instruction.principles import Downstream, Modality
 from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import lines
+from vitp.provenance import provenance
 from vitp.recipes import load_recipe
 from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
@@ -169,32 +167,6 @@ def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, 
             flat.pop(f"data.sources.{i}.{name}", None)
         flat[f"data.sources.{i}.content"] = source.fingerprint()
     return flat
-
-
-def provenance() -> dict[str, str]:
-    """Versions and the git commit of the working folder, saved with every run."""
-    import timm
-    import transformers
-
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(vitp.__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
-    return {
-        "vitp": vitp.__version__,
-        "git_commit": commit or "unknown",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _texts(sources: Sequence[Source], limit: int = 200_000) -> Iterator[str]:
