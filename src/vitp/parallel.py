@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,11 @@ def mapped(make: Callable[[], Callable[[J], R]], jobs: Sequence[J], workers: int
         DataError: a worker process died.
     """
     if workers <= 1 or len(jobs) <= 1:
-        yield from map(make(), jobs)
+        gc.freeze()  # as in `_start`
+        try:
+            yield from map(make(), jobs)
+        finally:
+            gc.unfreeze()
         return
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     with ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (make,)) as pool:
@@ -49,6 +54,7 @@ def _start(make: Callable[[], Callable[[Any], Any]]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)  # a forked child must not wait for its parent's threads
+    gc.freeze()  # a full collection would walk through all of torch, a quarter of a second each, and unshare its pages
     _work = make()
 
 

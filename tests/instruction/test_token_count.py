@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from vitp.errors import CheckpointError
 from vitp.instruction.chat import SPECIAL_TOKENS, ChatFormat
+from vitp.instruction.chat_frame import find_frame
 from vitp.instruction.sample import Turn
-from vitp.instruction.token_count import _PATTERNS, TokenCounter, _frame, cuts_at_spaces, tokenizer_fingerprint
+from vitp.instruction.token_count import _PATTERNS, TokenCounter, cuts_at_spaces, tokenizer_fingerprint
 from vitp.vlm.tokenizer import CHATML, build_tokenizer, load_tokenizer
 
 QWEN = Path(__file__).parents[2] / "../shared/data/tokenizers/qwen2"
@@ -100,7 +101,7 @@ def test_counts_are_those_of_the_encoding(
     turns = turns_of(texts, system)
     images = sum(turn.text.count("<image>") for turn in turns)
     encoded = chat.encode(turns, [3] * images)
-    counted = counter.count(turns)
+    (counted,) = counter.count([turns])
     assert (counted.text, counted.supervised) == (len(encoded.ids) - 3 * images, encoded.supervised)
 
 
@@ -125,7 +126,7 @@ def test_a_real_tokenizer_counts_alike() -> None:
         texts = ["".join(draw.choices(PIECES, k=30)) for _ in range(4)]
         turns = turns_of(texts, None)
         encoded = chat.encode(turns, [0] * sum(turn.text.count("<image>") for turn in turns))
-        assert counter.count(turns).text == len(encoded.ids)
+        assert counter.count([turns])[0].text == len(encoded.ids)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_a_real_tokenizer_counts_alike() -> None:
 def test_texts_are_only_put_into_templates_that_copy_them(template: str, fast: bool) -> None:
     tokenizer = build_tokenizer(CORPUS, 400)
     tokenizer.chat_template = template
-    assert (_frame(ChatFormat(tokenizer), ("user", "assistant")) is not None) == fast
+    assert (find_frame(ChatFormat(tokenizer), ("user", "assistant")) is not None) == fast
 
 
 def test_templates_that_rewrite_earlier_turns_are_refused_as_in_training() -> None:
@@ -142,7 +143,7 @@ def test_templates_that_rewrite_earlier_turns_are_refused_as_in_training() -> No
     tokenizer.chat_template = CHATML.replace("{{ message['role'] }}", "{{ loop.last }}{{ message['role'] }}")
     turns = turns_of(["a", "b", "c", "d"], None)
     with pytest.raises(CheckpointError, match="rewrites earlier turns"):
-        TokenCounter(ChatFormat(tokenizer)).count(turns)
+        TokenCounter(ChatFormat(tokenizer)).count([turns])
 
 
 def test_the_fingerprint_is_vocabulary_rules_and_template() -> None:

@@ -162,6 +162,7 @@ class _Chunks:
     source: Source
     rules: SizeRules
     settings: str
+    content: str  # fingerprint of all records
     parts: Path
     old: IndexFile | None  # an earlier index by the same rules
     hint: IndexFile | None  # an earlier index by whatever rules: its image sizes hold
@@ -173,7 +174,9 @@ class _Chunks:
         def provide(number: int) -> tuple[str, bool]:
             rows = range(number * CHUNK_ROWS, min((number + 1) * CHUNK_ROWS, len(self.source)))
             digest = hashlib.blake2b(digest_size=8)
-            digest.update(f"{self.settings} {rows} {self.source.digest(rows.start, rows.stop)}".encode())
+            # Records that do not lie in a text file are stale all at once.
+            records = self.content if self.source.places is None else self.source.digest(rows.start, rows.stop)
+            digest.update(f"{self.settings} {rows} {records}".encode())
             name = digest.hexdigest()
             if self._in_old(name, number, rows):
                 return name, True
@@ -210,21 +213,18 @@ class _Chunks:
 
     def _write(self, measurer: Measurer, rows: range, digest: str, number: int) -> None:
         table, reasons = measurer.table(rows)
-        header = _header(self.source, self.rules, self.settings, reasons, (digest,), len(rows))
-        write_index_file(self.part(number, digest), table, header, durable=False)
+        write_index_file(self.part(number, digest), table, self.header(reasons, [digest], len(rows)), durable=False)
 
-
-def _header(
-    source: Source, rules: SizeRules, settings: str, reasons: Sequence[str], chunks: Sequence[str], rows: int
-) -> Header:
-    places = source.places
-    return Header(
-        settings=settings, sizing=sizing(source.config), content=source.fingerprint(), rows=rows,
-        tokens_per_tile=rules.tokens_per_tile, max_length=rules.max_length, reasons=tuple(reasons),
-        chunks=tuple(chunks), chunk_rows=CHUNK_ROWS,
-        text="" if places is None else places.content, state=(0, 0) if places is None else places.state,
-        cut_off=places is not None and places.cut_off, by_line=places is None or places.by_line,
-    )  # fmt: skip
+    def header(self, reasons: Sequence[str], chunks: Sequence[str], rows: int) -> Header:
+        """What an index of some or all chunks says of itself."""
+        places = self.source.places
+        return Header(
+            settings=self.settings, sizing=sizing(self.source.config), content=self.content, rows=rows,
+            tokens_per_tile=self.rules.tokens_per_tile, max_length=self.rules.max_length, reasons=tuple(reasons),
+            chunks=tuple(chunks), chunk_rows=CHUNK_ROWS,
+            text="" if places is None else places.content, state=(0, 0) if places is None else places.state,
+            cut_off=places is not None and places.cut_off, by_line=places is None or places.by_line,
+        )  # fmt: skip
 
 
 class _Build:
@@ -239,15 +239,16 @@ class _Build:
                 old = IndexFile(path)
             same_sizing = (f for f in known_indexes(source.config, config) if f.header.sizing == sizing(source.config))
             hint = old or next(same_sizing, None)
-        self._source, self._rules, self._config, self._path = source, rules, config, path
-        self._settings = rules.settings(source.config)
-        self._chunks = _Chunks(source, rules, self._settings, parts, old, hint)
+        self._source, self._config, self._path = source, config, path
+        settings, content = rules.settings(source.config), source.fingerprint()
+        self._chunks = _Chunks(source, rules, settings, content, parts, old, hint)
 
     def run(self, progress: Callable[[int, int], None] | None) -> None:
         """Provide all chunks, join them, write the file."""
         source, count = self._source, len(self._source)
         jobs = range(-(-count // CHUNK_ROWS))
-        source.digest(0, 1)  # opens the file, and unpacks it if need be, before processes are forked
+        if source.places is not None:
+            source.digest(0, 1)  # opens the file, and unpacks it if need be, before processes are forked
         found: list[tuple[str, bool]] = []
         for chunk in mapped(self._chunks.worker, jobs, self._config.processes):
             found.append(chunk)
@@ -258,7 +259,7 @@ class _Build:
             raise DataError("changed while it was indexed; start again, what is still the same is kept", str(file))
         table, reasons = self._joined(found)
         digests = [digest for digest, _ in found]
-        write_index_file(self._path, table, _header(source, self._rules, self._settings, reasons, digests, count))
+        write_index_file(self._path, table, self._chunks.header(reasons, digests, count))
 
     def _joined(self, found: Sequence[tuple[str, bool]]) -> tuple[pa.Table, list[str]]:
         """All chunks as one table, with the places of the records and one list of reasons."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from vitp.instruction.tiling import tile_count
 from vitp.instruction.token_count import TokenCounter
 
 Size = tuple[int, int]  # width, height
+_WAITING = 4 << 20  # characters; ours: enough for words to come again, and little memory
 _KNOWN_IMAGES = 200_000  # as in `vitp.instruction.check`
 
 
@@ -31,13 +32,19 @@ _KNOWN_IMAGES = 200_000  # as in `vitp.instruction.check`
 class Row:
     """One row of an index."""
 
-    images: list[tuple[str, int, int]]
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)  # tiles of each image
     text: int = 0
     supervised: int = 0
     tiles: int = 0
     flags: int = 0
     code: str = ""
     message: str = ""
+
+    def refuse(self, code: str, message: str, flag: int = 0) -> None:
+        """Call the sample unusable."""
+        self.text = self.supervised = self.tiles = 0
+        self.flags, self.code, self.message = Flag.UNUSABLE | flag, code, message
 
 
 class Measurer:
@@ -60,49 +67,67 @@ class Measurer:
         self._images.update(sizes)
 
     def row(self, index: int) -> Row:
-        """Measure one sample; what makes it unusable is in the row.
+        """Measure one sample; raises what `rows` raises."""
+        return self.rows(range(index, index + 1))[0]
+
+    def rows(self, chunk: range) -> list[Row]:
+        """Measure samples; what makes one unusable is in its row.
 
         Raises:
             DataError: the annotations as a whole cannot be read any more.
             MissingExtraError: an image's format needs an extra that is not installed.
         """
-        images: list[tuple[str, int, int]] = []
-        try:
-            sample = self._source.sample(index)
-        except RecordError as error:
-            if error.code == "file-changed":
-                raise
-            return _unusable(images, error.code, error.reason)
-        try:
-            return self._measured(sample, images)
-        except ImageError as error:
-            return _unusable(images, error.code, error.reason, Flag.IMAGE)
-        except GrammarError as error:
-            return _unusable(images, error.code, error.reason)
-        except DataError as error:
-            return _unusable(images, "max-length", error.reason)
-        except VitpError:
-            raise
-        except Exception as error:  # a defect of ours must not cost the other samples
-            return _unusable(
-                images, "unexpected", f"raises {type(error).__name__}: {error}; please report this, with the record"
-            )
+        found: list[Row] = []
+        waiting: list[tuple[Row, Sample]] = []  # for their tokens, which are counted many at a time
+        characters = 0
+        for index in chunk:
+            row = Row()
+            found.append(row)
+            try:
+                sample = self._source.sample(index)
+            except RecordError as error:
+                if error.code == "file-changed":
+                    raise
+                row.refuse(error.code, error.reason)
+                continue
+            if _tried(row, partial(self._look, row, sample)):
+                waiting.append((row, sample))
+                characters += sum([len(turn.text) for turn in sample.turns])
+                if characters > _WAITING:
+                    self._count(waiting)
+                    waiting, characters = [], 0
+        self._count(waiting)
+        return found
 
-    def _measured(self, sample: Sample, images: list[tuple[str, int, int]]) -> Row:
-        boxes = False
+    def _look(self, row: Row, sample: Sample) -> None:
+        """All but the tokens."""
         for turn in sample.turns:
             if "<box>" in turn.text:
                 parse_boxes(turn.text)
-                boxes = True
-        tiles: list[int] = []
+                row.flags |= Flag.BOXES
         if sample.images:
-            self._size(sample.images, images)
-            tiles = [self._tiles(width, height, len(images)) for _, width, height in images]
-        count = self._counter.count(sample.turns)
-        row = Row(images, count.text, count.supervised, sum(tiles), Flag.BOXES if boxes else 0)
-        if count.text + row.tiles * self._rules.tokens_per_tile > self._rules.max_length:
-            row.supervised, row.flags = self._cut(sample, tiles), row.flags | Flag.TRUNCATED
-        return row
+            self._size(sample.images, row.images)
+            row.cut = [self._tiles(width, height, len(row.images)) for _, width, height in row.images]
+            row.tiles = sum(row.cut)
+
+    def _count(self, waiting: list[tuple[Row, Sample]]) -> None:
+        """The tokens."""
+        try:
+            counts = self._counter.count([sample.turns for _, sample in waiting])
+        except VitpError:
+            raise
+        except Exception:
+            if len(waiting) == 1:
+                raise
+            for row, sample in waiting:  # one of them is to blame
+                _tried(row, partial(self._count, [(row, sample)]))
+            return
+        limit = self._rules.max_length
+        for (row, sample), count in zip(waiting, counts, strict=True):
+            row.text, row.supervised = count.text, count.supervised
+            if count.text + row.tiles * self._rules.tokens_per_tile > limit:
+                row.flags |= Flag.TRUNCATED
+                _tried(row, partial(self._truncate, row, sample))
 
     def _size(self, names: tuple[str, ...], images: list[tuple[str, int, int]]) -> None:
         """Append the images with their sizes, 0 x 0 where there is none.
@@ -136,20 +161,21 @@ class Measurer:
             return ImageError("image-too-large", found, "cut it into smaller images", name)
         return width, height
 
-    def _cut(self, sample: Sample, tiles: list[int]) -> int:
+    def _truncate(self, row: Row, sample: Sample) -> None:
         """Supervised tokens left of a sample that is longer than max_length.
 
         Raises:
             DataError: visual tokens would be cut, or no answer is left.
         """
-        encoded = self._rules.chat.encode(sample.turns, [n * self._rules.tokens_per_tile for n in tiles])
+        encoded = self._rules.chat.encode(sample.turns, [n * self._rules.tokens_per_tile for n in row.cut])
         nothing = np.zeros(0, np.int64)
-        cut = lay_out(encoded, torch.zeros(0), nothing, nothing, "token", self._rules.max_length, "")
-        return len(cut.targets)
+        row.supervised = len(
+            lay_out(encoded, torch.zeros(0), nothing, nothing, "token", self._rules.max_length, "").targets
+        )
 
     def table(self, rows: range) -> tuple[pa.Table, list[str]]:
         """Rows of an index without places, and the codes that its column ``reason`` counts."""
-        measured = [self.row(index) for index in rows]
+        measured = self.rows(rows)
         reasons = ["", *sorted({row.code for row in measured} - {""})]
         numbers = {code: number for number, code in enumerate(reasons)}
         images = [image for row in measured for image in row.images]
@@ -172,5 +198,20 @@ class Measurer:
         return pa.Table.from_arrays(arrays, schema=pa.schema(list(SIZE_FIELDS))), reasons
 
 
-def _unusable(images: list[tuple[str, int, int]], code: str, message: str, flags: int = 0) -> Row:
-    return Row(images, flags=Flag.UNUSABLE | flags, code=code, message=message)
+def _tried(row: Row, work: Callable[[], None]) -> bool:
+    """Whether a step of measuring went well; if not, the row says why the sample is unusable."""
+    try:
+        work()
+    except ImageError as error:
+        row.refuse(error.code, error.reason, Flag.IMAGE)
+    except GrammarError as error:
+        row.refuse(error.code, error.reason)
+    except DataError as error:
+        row.refuse("max-length", error.reason)
+    except VitpError:
+        raise
+    except Exception as error:  # a defect of ours must not cost the other samples
+        row.refuse("unexpected", f"raises {type(error).__name__}: {error}; please report this, with the record")
+    else:
+        return True
+    return False

@@ -118,12 +118,9 @@ class Source:
         return self._records.places if isinstance(self._records, TextRecords) else None
 
     def digest(self, start: int, stop: int) -> str:
-        """Hash of the records [start, stop), so that a change elsewhere need not make them stale.
-
-        Records that do not lie in a text file share the fate of all others.
-        """
-        records = self._records
-        return records.digest_of(start, stop) if isinstance(records, TextRecords) else records.digest()
+        """Hash of the records [start, stop) of a text file."""
+        assert isinstance(self._records, TextRecords)
+        return self._records.digest_of(start, stop)
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self._records):

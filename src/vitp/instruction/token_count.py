@@ -1,28 +1,28 @@
-"""How many tokens conversations become, without laying them out: what `ChatFormat.encode` gives, some ten times faster.
+"""How many tokens conversations become, without laying them out: what `ChatFormat.encode` gives, twenty times faster.
 
 Two facts make that possible, and both are checked rather than assumed; where one does not hold, the slow way is taken.
 
-* Most chat templates copy the texts and look at the roles alone. Then the text around the turns depends on the roles
-  only, and is rendered once for each sequence of roles (`_frame`), with texts that refuse to be looked into.
+* Most chat templates copy the texts and look at the roles alone (`vitp.instruction.chat_frame`).
 * Byte-level BPE tokenises every piece of its pre-tokeniser on its own, and with the patterns in `_PATTERNS` no piece holds
-  a space that follows anything but blanks. So a text may be cut in front of such spaces, and the words counted once.
+  a space that follows anything but blanks. So a text may be cut in front of such spaces, and each word counted once.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from vitp.errors import CheckpointError
 from vitp.instruction.chat import IMAGE_END, IMAGE_START, ChatFormat
+from vitp.instruction.chat_frame import Frame, cut_at_answers, find_frame
 from vitp.instruction.sample import IMAGE_MARK, Role, Turn
 
 # Pre-tokeniser patterns in which a space is the first character of a piece, or the piece is blank throughout.
@@ -34,10 +34,13 @@ _PATTERNS = frozenset((
 ))  # fmt: skip
 _NORMALIZERS = ("NFC", "NFD")  # neither joins nor reorders anything across a space
 _WORD_SPACE = re.compile(r"(?<=\S) ")  # a space that begins a word
-_Located = tuple[str, list[tuple[int, int]]]
 _ENDS_LINE = re.compile(r"\S\n\Z")
 _WORDS = 1 << 18  # words remembered, about 30 MB
 _LONGEST_WORD = 64  # characters; longer ones seldom come twice
+
+
+Ints = npt.NDArray[np.int64]
+Turns = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,73 +49,6 @@ class TextCount:
 
     text: int
     supervised: int
-
-
-class _ReadError(Exception):
-    """The template looked into a text."""
-
-
-def _refuse(*_: object) -> NoReturn:
-    raise _ReadError
-
-
-_OPERATORS = [
-    "bool",
-    "contains",
-    "eq",
-    "ge",
-    "getitem",
-    "gt",
-    "hash",
-    "iter",
-    "le",
-    "len",
-    "lt",
-    "mod",
-    "mul",
-    "ne",
-    "rmod",
-    "rmul",
-    "format",
-]
-
-
-def _joined(first: str, second: str) -> str:
-    text: str = _Opaque(str.__str__(first) + str.__str__(second))
-    return text
-
-
-# A text that can be copied and joined to others, and nothing else.
-_Opaque = type(
-    "_Opaque",
-    (str,),
-    {
-        **{name: _refuse for name in dir(str) if not name.startswith("_")},
-        **{f"__{name}__": _refuse for name in _OPERATORS},
-        "__add__": _joined,
-        "__radd__": lambda self, other: _joined(other, self),
-    },
-)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """What stands around the turns: per part of the text whether it is an answer, and its literals and turns in order."""
-
-    parts: tuple[tuple[bool, tuple[str, ...], tuple[int, ...]], ...]
-
-    def texts(self, turns: Sequence[Turn]) -> list[tuple[bool, str]]:
-        """The parts with the turns' texts put in; true for an answer."""
-        found = []
-        for answer, literals, places in self.parts:
-            if not places:
-                found.append((answer, literals[0]))
-            elif len(places) == 1:
-                found.append((answer, f"{literals[0]}{turns[places[0]].text}{literals[1]}"))
-            else:
-                middle = (text for k, i in enumerate(places) for text in (turns[i].text, literals[k + 1]))
-                found.append((answer, "".join((literals[0], *middle))))
-        return found
 
 
 @dataclass(frozen=True)
@@ -130,53 +66,62 @@ class TokenCounter:
 
     def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
-        self._frames: dict[tuple[Role, ...], _Frame | None] = {}
-        self._loose: dict[tuple[Role, ...], _Loose | None] = {}
-        self._bare = _Counts(chat.tokenizer, "", ends_blank=False)
-        self._spaced = _Counts(chat.tokenizer, " ", ends_blank=False)
-        self._alone = _Counts(chat.tokenizer, "", ends_blank=True)
-        self._last = _Counts(chat.tokenizer, " ", ends_blank=True)
-        self._cuts = cuts_at_spaces(chat.tokenizer)
-        self._added = list(chat.tokenizer.added_tokens_decoder.values()) if self._cuts else []
-        self._marks = self._alone[IMAGE_START] + self._alone[IMAGE_END]
+        self._frames: dict[tuple[Role, ...], tuple[Frame | None, _Loose | None]] = {}
+        self._words = _Words(chat.tokenizer)
+        self._added = list(chat.tokenizer.added_tokens_decoder.values()) if self._words.cut else []
+        self._marks = int(self._words.tokens([IMAGE_START, IMAGE_END]).sum())
 
-    def count(self, turns: tuple[Turn, ...]) -> TextCount:
-        """Tokens of a conversation as `ChatFormat.encode` lays it out; image start and end tokens are text.
+    def count(self, conversations: Sequence[Turns]) -> list[TextCount]:
+        """Tokens of conversations as `ChatFormat.encode` lays them out; image start and end tokens are text.
 
         Raises:
             CheckpointError: the template rewrites earlier turns.
         """
+        known, known_supervised = [0] * len(conversations), [0] * len(conversations)
+        pieces: list[str] = []  # each tokenised on its own
+        owners: list[int] = []
+        answers: list[bool] = []
+        for number, turns in enumerate(conversations):
+            frame, loose = self._frame(turns)
+            if loose is not None:
+                known[number], known_supervised[number] = loose.text, loose.supervised
+                parts = list(zip(loose.answers, [turn.text for turn in turns], strict=True))
+            else:
+                parts = cut_at_answers(*self._chat.locate(turns)) if frame is None else frame.texts(turns)
+            for answer, part in parts:
+                if answer or IMAGE_MARK not in part:
+                    pieces.append(part)
+                    owners.append(number)
+                    answers.append(answer)
+                else:
+                    shown = part.split(IMAGE_MARK)
+                    known[number] += (len(shown) - 1) * self._marks
+                    pieces += shown
+                    owners += [number] * len(shown)
+                    answers += [False] * len(shown)
+        counts, chosen = self._words.tokens(pieces), np.array(answers, bool)
+        owner = np.array(owners, np.int64)
+        text, supervised = np.array(known, np.int64), np.array(known_supervised, np.int64)
+        np.add.at(text, owner, counts)
+        np.add.at(supervised, owner[chosen], counts[chosen])
+        return list(map(TextCount, text.tolist(), supervised.tolist()))
+
+    def _frame(self, turns: Turns) -> tuple[Frame | None, _Loose | None]:
+        """What stands around these turns, and the same counted, if it may be counted apart from them."""
         roles = tuple([turn.role for turn in turns])
         try:
-            frame, loose = self._frames[roles], self._loose[roles]
+            frame, loose = self._frames[roles]
         except KeyError:
-            frame = self._frames[roles] = _frame(self._chat, roles)
-            loose = self._loose[roles] = None if frame is None or not self._cuts else self._loosened(frame)
+            frame = find_frame(self._chat, roles)
+            loose = self._loosened(frame) if frame is not None and self._words.cut else None
+            self._frames[roles] = frame, loose
         if loose is not None:
-            counted = self._apart(turns, loose)
-            if counted is not None:
-                return counted
-        text = supervised = 0
-        for answer, part in _cut(*self._chat.locate(turns)) if frame is None else frame.texts(turns):
-            if answer:
-                supervised += self._tokens(part)
-            else:
-                text += self._marked(part)
-        return TextCount(text + supervised, supervised)
+            for turn, after in zip(turns, loose.after_line_end, strict=True):
+                if after and turn.text[:1].isspace():  # may be joined to the end of the literal
+                    return frame, None
+        return frame, loose
 
-    def _apart(self, turns: tuple[Turn, ...], loose: _Loose) -> TextCount | None:
-        """The count, turn by turn; None where a turn begins with a blank that may belong to a literal's last token."""
-        text, supervised = loose.text, loose.supervised
-        for turn, answer, after in zip(turns, loose.answers, loose.after_line_end, strict=True):
-            if after and turn.text[:1].isspace():
-                return None
-            count = self._tokens(turn.text) if answer else self._marked(turn.text)
-            text += count
-            if answer:
-                supervised += count
-        return TextCount(text, supervised)
-
-    def _loosened(self, frame: _Frame) -> _Loose | None:
+    def _loosened(self, frame: Frame) -> _Loose | None:
         """The frame's literals counted, if each ends where a token does.
 
         That is so where an added token follows the turn, and where one line end stands before it: no pattern known here
@@ -190,7 +135,7 @@ class TokenCounter:
                 return None
             if not all(self._begins_apart(literal) for literal in literals[1:] if literal):
                 return None
-            count = sum(self._alone[literal] for literal in literals)
+            count = int(self._words.tokens(literals).sum())
             text, supervised = text + count, supervised + answer * count
             for place, literal in zip(places, literals, strict=False):
                 answers[place], after[place] = answer, bool(literal)
@@ -204,119 +149,60 @@ class TokenCounter:
             return False
         return any(literal.startswith(t.content) and not (t.normalized or t.single_word) for t in self._added)
 
-    def _marked(self, text: str) -> int:
-        """Tokens of a text that may hold image marks."""
-        if IMAGE_MARK not in text:
-            return self._tokens(text)
-        pieces = text.split(IMAGE_MARK)
-        return sum(map(self._tokens, pieces)) + (len(pieces) - 1) * self._marks
 
-    def _tokens(self, text: str) -> int:
-        """Tokens of a text that is tokenised on its own."""
-        if not self._cuts:
-            return self._alone[text]
-        try:
-            return self._sum(text.split(" "))
-        except _BlankError:  # a space that follows a blank begins no word
-            return self._sum(_WORD_SPACE.split(text))
-
-    def _sum(self, words: list[str]) -> int:
-        """Tokens of a text in words; all but the first have lost the space in front of them."""
-        last = words.pop()
-        blank = not last or last[-1].isspace()
-        if not words:
-            return (self._alone if blank else self._bare)[last]
-        ends = (self._last if blank else self._spaced)[last] + self._bare[words[0]]
-        del words[0]
-        return ends + sum(map(self._spaced.__getitem__, words))
-
-
-def _cut(whole: str, spans: Sequence[tuple[int, int]]) -> list[tuple[bool, str]]:
-    """A rendered text in parts, each tokenised on its own: between answers, and answers (true)."""
-    parts, at = [], 0
-    for begin, end in spans:
-        parts += [(False, whole[at:begin]), (True, whole[begin:end])]
-        at = end
-    return [*parts, (False, whole[at:])]
-
-
-class _OwnRenderer:
-    """Renders a tokenizer's template as transformers does, but with texts as they are: it makes plain copies of them."""
+class _Words:
+    """Counts the tokens of texts by those of their words, each tokenised when first met."""
 
     def __init__(self, tokenizer: Any) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        self._template = environment.from_string(tokenizer.chat_template)
-        self._names = tokenizer.special_tokens_map
+        self.cut = cuts_at_spaces(tokenizer)
+        self._bare, self._spaced = _Counts(tokenizer, ""), _Counts(tokenizer, " ")
 
-    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
-        """As the tokenizer's method of this name."""
-        assert not tokenize
-        return self._template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **self._names
-        )
+    def tokens(self, texts: Sequence[str]) -> Ints:
+        """Tokens of texts that are tokenised on their own, int64 [n]."""
+        if not self.cut or not texts:
+            return np.array([_plain(self._bare[text]) for text in texts], np.int64)
+        split = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        ends = split.offsets.to_numpy()
+        first, last = ends[:-1], ends[1:] - 1  # [n]; all words but the first have lost the space in front of them
+        encoded = split.values.dictionary_encode()
+        words, at = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        counts = np.array([self._spaced[word] for word in words], np.int64)[at]
+        known = dict.fromkeys(at[first].tolist())
+        bare = np.zeros(len(words), np.int64)
+        bare[list(known)] = [self._bare[words[k]] for k in known]
+        counts[first] = bare[at[first]]
+        follows = counts < 0  # a blank at its end, hence no word begins behind it: only the last one may have that
+        follows[last] = False
+        totals: Ints = np.add.reduceat(np.where(counts < 0, ~counts, counts), first)
+        for text in np.unique(np.searchsorted(ends, np.flatnonzero(follows), side="right") - 1).tolist():
+            totals[text] = self._slowly(texts[text])
+        return totals
 
-
-def _copies(chat: ChatFormat, roles: Sequence[Role], marks: Sequence[str], expected: _Located) -> bool:
-    """Whether the template, given turns with these roles, copies their texts and does nothing else with them.
-
-    `expected` is what it makes of `marks` in earnest: rendering with texts that cannot be looked into has to give the same.
-    """
-    probe = copy.copy(chat)
-    try:
-        probe.tokenizer = _OwnRenderer(chat.tokenizer)
-        return probe.locate([Turn(role, _Opaque(mark)) for role, mark in zip(roles, marks, strict=True)]) == expected
-    except (_ReadError, TemplateError, TypeError, CheckpointError):
-        return False
-
-
-def _frame(chat: ChatFormat, roles: Sequence[Role]) -> _Frame | None:
-    """What the template puts around turns with these roles, whatever they say; None where it looks at what they say."""
-    # Blanks, brackets and line ends at both sides: whatever changes a text changes one of these.
-    marks = [f" \n<\"'&\\\x01{number}\x02 é{{}}>\n " for number in range(len(roles))]
-    whole, spans = chat.locate([Turn(role, mark) for role, mark in zip(roles, marks, strict=True)])
-    if not _copies(chat, roles, marks, (whole, spans)):
-        return None
-    order = [whole.find(mark) for mark in marks]
-    if order != sorted(order) or any(whole.count(mark) != 1 for mark in marks):
-        return None
-    parts = []
-    for answer, text in _cut(whole, spans):
-        places = tuple(number for number, mark in enumerate(marks) if mark in text)
-        literals = []
-        for number in places:
-            before, text = text.split(marks[number])
-            literals.append(before)
-        parts.append((answer, (*literals, text), places))
-    if sorted(number for _, _, places in parts for number in places) != list(range(len(roles))):
-        return None  # an answer begins or ends inside a turn's text
-    return _Frame(tuple(parts))
+    def _slowly(self, text: str) -> int:
+        """The same where some spaces follow blanks, which begin no word."""
+        first, *others = _WORD_SPACE.split(text)
+        return _plain(self._bare[first]) + sum(_plain(self._spaced[word]) for word in others)
 
 
-class _BlankError(Exception):
-    """A word ends with a blank, so the space behind it begins no word."""
+def _plain(count: int) -> int:
+    return count if count >= 0 else ~count
 
 
 class _Counts(dict[str, int]):
-    """Word -> tokens of `prefix` and the word, counted when first asked for.
+    """Word -> tokens of `prefix` and the word, n; for words that end with a blank, -1 - n."""
 
-    Raises:
-        _BlankError: the word ends with a blank, unless `ends_blank` allows it.
-    """
-
-    def __init__(self, tokenizer: Any, prefix: str, ends_blank: bool) -> None:
+    def __init__(self, tokenizer: Any, prefix: str) -> None:
         super().__init__()
         backend = getattr(tokenizer, "backend_tokenizer", None)
         tokenizer.encode("", add_special_tokens=False)  # switches off truncation and padding a file may ask for
         self._encode = tokenizer.encode if backend is None else backend.encode
-        self._prefix, self._ends_blank = prefix, ends_blank
+        self._prefix = prefix
 
     def __missing__(self, word: str) -> int:
         full = self._prefix + word
-        if not self._ends_blank and full[-1:].isspace():
-            raise _BlankError
         count = len(self._encode(full, add_special_tokens=False))
+        if full[-1:].isspace():
+            count = ~count
         if len(word) <= _LONGEST_WORD:
             if len(self) >= _WORDS:
                 self.clear()
