@@ -32,15 +32,19 @@ _LOVEDA = {1: "background", 2: "building", 3: "road", 4: "water", 5: "barren", 6
 _POTSDAM = {1: "impervious ground", 2: "building", 3: "low vegetation", 4: "tree", 5: "car", 6: "clutter"}
 _RSSCN7 = {"aGrass": "grass", "bField": "field", "cIndustry": "industry", "dRiverLake": "river or lake",
            "eForest": "forest", "fResident": "residential area", "gParking": "parking lot"}  # fmt: skip
+# Questions that stay true, or whose boxes move along, when images are flipped, turned and cropped.
+_BOXES = ("region", "oriented")
+_COVERS = ("region",)
+_ROUNDS = 16  # of one question each, so that a crop need hold no more than one box; what is asked again is left out
 # Source of the recipe -> its folder under --data and what `vitp synthesize` must be told about it.
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nwpu_vhr10": ("nwpu_vhr10", {}),
-    "dota": ("dota_example", {}),
-    "ssdd": ("ssdd", {"view": "SAR image"}),
-    "loveda": ("rs_seg_samples/loveda", {"classes": _LOVEDA, "ignore": (0,)}),
-    "potsdam": ("rs_seg_samples/potsdam", {"classes": _POTSDAM, "ignore": (0,)}),
-    "levir_cd": ("levir_cd_samples", {"subject": "building"}),
-    "busi": ("busi", {"format": "masks", "images": "*/*.png", "masks": "{folder}/{stem}_mask*.png",
+    "nwpu_vhr10": ("nwpu_vhr10", {"tasks": _BOXES}),
+    "dota": ("dota_example", {"tasks": _BOXES}),
+    "ssdd": ("ssdd", {"tasks": _BOXES, "view": "SAR image"}),
+    "loveda": ("rs_seg_samples/loveda", {"tasks": _COVERS, "classes": _LOVEDA, "ignore": (0,)}),
+    "potsdam": ("rs_seg_samples/potsdam", {"tasks": _COVERS, "classes": _POTSDAM, "ignore": (0,)}),
+    "levir_cd": ("levir_cd_samples", {"tasks": ("change_area",), "subject": "building"}),
+    "busi": ("busi", {"format": "masks", "tasks": _COVERS, "images": "*/*.png", "masks": "{folder}/{stem}_mask*.png",
                       "exclude": "*/*_mask*", "classes": {0: "background", 255: "lesion"},
                       "view": "ultrasound image"}),
     "busi_classes": ("busi", {"format": "folders", "exclude": "*/*_mask*"}),
@@ -54,12 +58,17 @@ def write_annotations(data: Path, out: Path, seed: int, held: set[Path]) -> list
     overrides = []
     for i, (name, (folder, keys)) in enumerate(SETS.items()):
         root, file = data / folder, (out / f"{name}.jsonl").resolve()
-        synthesize(SynthesizeConfig(root=root, out=file, seed=seed, turns=8, overwrite=True, **keys))
-        if name == "rsscn7":
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if root / json.loads(line)["image"] not in held]
-            assert len(lines) - len(kept) == len(held)
-            write_text(file, "".join(kept))
+        asked: dict[str, str] = {}  # image, question and answer -> record
+        for round_number in range(_ROUNDS):
+            config = SynthesizeConfig(
+                root=root, out=file, seed=seed * _ROUNDS + round_number, turns=1, overwrite=True, **keys
+            )
+            synthesize(config)
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+                record = json.loads(line)
+                if root / str(record["image"]) not in held:
+                    asked[json.dumps([record["image"], record["conversations"]])] = line
+        write_text(file, "".join(asked.values()))
         overrides += [f"data.sources.{i}.root={root}", f"data.sources.{i}.annotations={file}"]
     return overrides
 
