@@ -60,7 +60,7 @@ class TrainResult:
 
     step: int
     loss: float
-    seconds: float  # of training, earlier sessions of a resumed run included
+    seconds: float  # of training, those before a resume included
     checkpoint: Path
     counts: dict[str, float]
     skipped: int
