@@ -14,6 +14,7 @@ from vitp.commands.pretrain import PretrainConfig, build_task, recipe_tokenizer
 from vitp.errors import DataError
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckOptions, check_sources
+from vitp.instruction.index import SizeRules
 from vitp.instruction.lengths import LengthRule
 from vitp.instruction.sample import Sample, Turn
 from vitp.instruction.source import Source
@@ -100,7 +101,7 @@ def test_what_is_not_counted_fits() -> None:
             turns = [Turn("system", "You are brief."), *turns]
         sample = Sample(tuple(turns), ("x.png",), "a:1")
         limit = int(rng.integers(60, 500))
-        rule = LengthRule(chat, max_length=limit, tiling=TilingConfig(), tile_size=32, tokens_per_tile=4)
+        rule = LengthRule(SizeRules(chat, TilingConfig(), tile_size=32, tokens_per_tile=4, max_length=limit))
         quick = rule.measure(sample, [(90, 40)], None, exact=False)
         exact = rule.measure(sample, [(90, 40)], None, exact=True)
         assert quick.fate == exact.fate
@@ -128,6 +129,6 @@ def test_lengths_do_not_depend_on_the_workers(config: PretrainConfig, monkeypatc
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     sources = [Source(s) for s in config.data.sources]
     chat = ChatFormat(recipe_tokenizer(config, sources))
-    rule = LengthRule(chat, max_length=MAX_LENGTH, tiling=config.data.tiling, tile_size=32, tokens_per_tile=4)
+    rule = LengthRule(SizeRules(chat, config.data.tiling, tile_size=32, tokens_per_tile=4, max_length=MAX_LENGTH))
     options = CheckOptions(lengths=rule, near_duplicates=True)
     assert check_sources(sources, options, workers=2) == check_sources(sources, options)

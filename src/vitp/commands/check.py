@@ -6,16 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer
+from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer, size_rules
 from vitp.errors import CheckpointError
-from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckOptions, check_sources
 from vitp.instruction.check_html import write_check_report
 from vitp.instruction.check_report import CheckReport
 from vitp.instruction.leakage import LeakReport, find_overlap, image_files, source_images
 from vitp.instruction.lengths import LengthRule
 from vitp.instruction.principles import assess, shortcomings
-from vitp.instruction.source import Source
 from vitp.recipes import find_recipe, load_recipe
 from vitp.yaml_lines import read
 
@@ -49,7 +47,7 @@ def check(
     rule, notes = None, []
     if lengths:
         try:
-            rule = _length_rule(config, sources)
+            rule = LengthRule(size_rules(config, recipe_tokenizer(config, sources)))
         except CheckpointError as error:
             notes.append(f"tokens were not counted: {error}")
     options = CheckOptions(decode, near_duplicates, rule)
@@ -64,17 +62,6 @@ def check(
     )
     report = replace(report, principles=principles, notes=tuple(notes))
     return report.with_findings(shortcomings(principles, _declaration(recipe)))
-
-
-def _length_rule(config: PretrainConfig, sources: Sequence[Source]) -> LengthRule:
-    tower = config.model.tower
-    return LengthRule(
-        ChatFormat(recipe_tokenizer(config, sources)),
-        max_length=config.data.max_length,
-        tiling=config.data.tiling,
-        tile_size=tower.image_size,
-        tokens_per_tile=(tower.image_size // tower.patch_size // config.model.pixel_shuffle) ** 2,
-    )
 
 
 def _declaration(recipe: PretrainConfig | Path | str) -> str:
@@ -128,6 +115,6 @@ def check_html(
     Raises:
         OutputError: the file cannot be written.
     """
-    config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
+    config = load_recipe(PretrainConfig, recipe, overrides)
     name = config.name if isinstance(recipe, PretrainConfig) else str(recipe)
     return write_check_report(path, report, config.data.sources, name, leaks)

@@ -106,7 +106,7 @@ def index(
         VitpError: the recipe is wrong, an index cannot be written, or the tokenizer, which is to be built from all
             sources, cannot be for want of one of them.
     """
-    config = recipe if isinstance(recipe, PretrainConfig) else load_recipe(PretrainConfig, recipe, overrides)
+    config = load_recipe(PretrainConfig, recipe, overrides)
     kept = IndexConfig(folder=config.data.index.folder, workers=workers or config.data.index.workers)
     sources: list[Source] = []
     failed: dict[str, str] = {}

@@ -154,7 +154,7 @@ def _unusable(notes: Iterable[Finding]) -> bool:
 def _length_notes(length: Length | None, rule: LengthRule | None) -> Iterator[Finding]:
     if length is None or rule is None or length.fate == "whole":
         return
-    expected = f"at most {rule.max_length:,} tokens (data.max_length)"
+    expected = f"at most {rule.rules.max_length:,} tokens (data.max_length)"
     if length.fate == "dropped":
         fix = "raise data.max_length, lower max_tiles, or split the record"
         yield note("error", "length-dropped", length.reason.partition(":")[0], fix, expected=expected)
@@ -240,7 +240,7 @@ class _Merged:
                 found = f"image {name} shows the same as {pair.found_in} ({pair.how()})"
                 fix = "keep one of the two, or leave both where the difference matters"
                 self._warn("near-duplicate-image", number, index, found, fix, pair.image)
-        limit = self._options.lengths.max_length if self._options.lengths else None
+        limit = self._options.lengths.rules.max_length if self._options.lengths else None
         stats = tuple(
             source_stats(source.config.name, total.counts, bad=len(total.bad),
                          distinct_images=len(total.image_hashes), max_length=limit)

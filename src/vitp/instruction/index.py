@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from vitp.cache import cache_folder
 from vitp.config import Config
 from vitp.files import file_state
 from vitp.instruction.chat import ChatFormat
@@ -49,9 +50,7 @@ class IndexConfig(Config):
         """The folder of all indexes."""
         if self.folder is not None:
             return self.folder.expanduser()
-        own = os.environ.get("VITP_CACHE")
-        base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitp")
-        return base.expanduser() / "index"
+        return cache_folder().expanduser() / "index"
 
     @property
     def processes(self) -> int:

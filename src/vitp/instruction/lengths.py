@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-
 from vitp.errors import DataError
-from vitp.instruction.chat import ChatFormat
-from vitp.instruction.pack import lay_out
+from vitp.instruction.index import SizeRules
+from vitp.instruction.pack import lay_out_text
 from vitp.instruction.sample import Sample, Turn
-from vitp.instruction.tiling import TilingConfig, tile_count
+from vitp.instruction.tiling import tile_count
 
 Fate = Literal["whole", "truncated", "dropped"]
 
@@ -36,18 +33,15 @@ class Length:
 class LengthRule:
     """The limit of a recipe. Picklable."""
 
-    def __init__(
-        self, chat: ChatFormat, *, max_length: int, tiling: TilingConfig, tile_size: int, tokens_per_tile: int
-    ) -> None:
-        """`tile_size` in pixels; `tokens_per_tile`: visual tokens of a tile before dropping.
+    def __init__(self, rules: SizeRules) -> None:
+        """`rules`: those of the recipe, its limit among them.
 
         Raises:
             CheckpointError: the chat template rewrites earlier turns.
         """
-        self.chat, self.max_length, self.tiling = chat, max_length, tiling
-        self.tile_size, self.tokens_per_tile = tile_size, tokens_per_tile
+        self.rules = rules
         one = (Turn("user", "a"), Turn("assistant", "b"))
-        first, second = len(chat.encode(one, []).ids), len(chat.encode(one * 2, []).ids)
+        first, second = (len(rules.chat.encode(one * pairs, []).ids) for pairs in (1, 2))
         self._frame, self._more = first, second - first  # tokens of the template around one pair, and each further one
 
     def measure(self, sample: Sample, sizes: Sequence[tuple[int, int]], max_tiles: int | None, exact: bool) -> Length:
@@ -59,17 +53,17 @@ class LengthRule:
             max_tiles: the source's own, or None.
             exact: count its tokens even where it is whole in any case: a text has no more tokens than bytes.
         """
-        tiling = self.tiling.with_most(max_tiles)
-        counts = [tile_count(*size, tiling, self.tile_size, len(sizes)) * self.tokens_per_tile for size in sizes]
+        rules = self.rules
+        tiling = rules.tiling.with_most(max_tiles)
+        counts = [tile_count(*size, tiling, rules.tile_size, len(sizes)) * rules.tokens_per_tile for size in sizes]
         visual = sum(counts)
         texts = sum(len(turn.text.encode("utf-8", "replace")) for turn in sample.turns)
         frame = self._frame + self._more * ((len(sample.turns) + 1) // 2)  # a pair to spare, for a system turn
-        if not exact and texts + visual + frame <= self.max_length:
+        if not exact and texts + visual + frame <= rules.max_length:
             return Length("whole", None, visual, sampled=False)
-        encoded = self.chat.encode(sample.turns, counts, sample.where)
-        kept, none = np.arange(visual), np.zeros((0, 0), np.float32)
+        encoded = rules.chat.encode(sample.turns, counts, sample.where)
         try:
-            laid = lay_out(encoded, torch.zeros(0), none, kept, "sample", self.max_length, sample.where)
+            laid = lay_out_text(encoded, rules.max_length, sample.where)
         except DataError as error:
             return Length("dropped", len(encoded.ids), visual, exact, error.reason)
         return Length("truncated" if laid.truncated else "whole", len(encoded.ids), visual, exact)

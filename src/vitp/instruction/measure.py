@@ -8,7 +8,6 @@ from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from vitp.errors import DataError, VitpError
 from vitp.images.decode import MAX_PIXELS, ImageError
@@ -16,7 +15,7 @@ from vitp.images.read import image_size
 from vitp.instruction.grammar import GrammarError, parse_boxes
 from vitp.instruction.index import SizeRules
 from vitp.instruction.index_file import IMAGE, SIZE_FIELDS, Flag
-from vitp.instruction.pack import lay_out
+from vitp.instruction.pack import lay_out_text
 from vitp.instruction.records import RecordError
 from vitp.instruction.sample import Sample
 from vitp.instruction.source import Source
@@ -168,10 +167,7 @@ class Measurer:
             DataError: visual tokens would be cut, or no answer is left.
         """
         encoded = self._rules.chat.encode(sample.turns, [n * self._rules.tokens_per_tile for n in row.cut])
-        nothing = np.zeros(0, np.int64)
-        row.supervised = len(
-            lay_out(encoded, torch.zeros(0), nothing, nothing, "token", self._rules.max_length, "").targets
-        )
+        row.supervised = len(lay_out_text(encoded, self._rules.max_length, "").targets)
 
     def table(self, rows: range) -> tuple[pa.Table, list[str]]:
         """Rows of an index without places, and the codes that its column ``reason`` counts."""

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitp.errors import DataError
+from vitp.train.draws import Purpose, generator
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 _ROUNDS = 6
+ATTEMPTS = 10  # samples tried at a position, unusable ones replaced (released loader: 10)
 
 
 def _mix(value: int) -> int:
@@ -117,6 +119,11 @@ class Mixture:
             return Place(source, within % size, epoch)
         moved = (epoch * fraction + within - repeats * size) % size
         return Place(source, permute(moved, size, self._key(2, source)), epoch)
+
+    def replacement(self, place: Place, position: int, attempt: int) -> Place:
+        """Another sample of the same source, for the one at `position` that cannot be used; `attempt` counts from 0."""
+        draw = generator(self.seed, Purpose.REPLACEMENT, position, attempt)
+        return Place(place.source, int(draw.integers(self.sizes[place.source])), place.epoch)
 
     def at_many(self, positions: range) -> list[Place]:
         """`at` of consecutive positions, about ten times as fast for a hundred of them."""

@@ -20,7 +20,7 @@ from vitp.images.read import read_image
 from vitp.instruction.augment import augment, recompress
 from vitp.instruction.chat import ChatFormat, Encoded
 from vitp.instruction.grammar import parse_boxes
-from vitp.instruction.mixture import Mixture
+from vitp.instruction.mixture import ATTEMPTS, Mixture, Place
 from vitp.instruction.plan import PlanConfig, SampleSize, plan_step
 from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
 from vitp.instruction.source import Source
@@ -32,7 +32,6 @@ from vitp.vlm.loss import Weighting, answer_weights
 from vitp.vlm.model import PackTensors
 from vitp.vlm.token_drop import TokenDropConfig, draw
 
-_ATTEMPTS = 10  # replacements tried for one unusable sample (released loader: 10)
 _SHAPE_MULTIPLE = 128  # see `join`; at most 127 idle positions a pack of thousands
 _DECODED = 64 << 20  # bytes of decoded images a worker keeps
 
@@ -104,6 +103,12 @@ def lay_out(
         visual=len(places),
         truncated=truncated,
     )
+
+
+def lay_out_text(encoded: Encoded, max_length: int, where: str) -> LaidOut:
+    """What the limit leaves of a sample's text and answers, for whoever only counts; raises what `lay_out` raises."""
+    nothing = np.zeros(0, np.int64)
+    return lay_out(encoded, torch.zeros(0), nothing, nothing, "token", max_length, where)
 
 
 def join(
@@ -254,29 +259,29 @@ class StepBuilder:
         )
         return lay_out(encoded, tiles, depth, kept, self.weighting, self.max_length, sample.where)
 
-    def _usable(self, step: int, slot: int, position: int, skipped: list[dict[str, Any]]) -> tuple[LaidOut, str]:
+    def _usable(
+        self, step: int, slot: int, position: int, place: Place, skipped: list[dict[str, Any]]
+    ) -> tuple[LaidOut, str]:
         working_on(slot)
-        place = self.mixture.at(position)
-        source, index = self.sources[place.source], place.index
-        for attempt in range(_ATTEMPTS):
+        source = self.sources[place.source]
+        for attempt in range(ATTEMPTS):
             try:
-                laid = self.sample(source, index, step, slot, text_only=step < self.text_steps)
-                return laid, f"{source.config.name}[{index}]"
+                laid = self.sample(source, place.index, step, slot, text_only=step < self.text_steps)
+                return laid, f"{source.config.name}[{place.index}]"
             except DataError as error:
-                where = error.where or source.where(index)
-                replacement = int(generator(self.seed, Purpose.REPLACEMENT, position, attempt).integers(len(source)))
+                other = self.mixture.replacement(place, position, attempt)
                 skipped.append(
                     {
                         "source": source.config.name,
-                        "sample": index,
-                        "where": where,
+                        "sample": place.index,
+                        "where": error.where or source.where(place.index),
                         "reason": error.reason,
-                        "replaced_by": replacement,
+                        "replaced_by": other.index,
                     }
                 )
-                index = replacement
+                place = other
         raise TrainingError(
-            f"source '{source.config.name}': {_ATTEMPTS} samples in a row are unusable, the last because "
+            f"source '{source.config.name}': {ATTEMPTS} samples in a row are unusable, the last because "
             f"{skipped[-1]['reason']}; run `vitp check` on the recipe"
         )
 
@@ -294,7 +299,9 @@ class StepBuilder:
     def step_batch(self, step: int) -> StepBatch:
         """All packs of one step with the step's total loss weight and its counts."""
         skipped: list[dict[str, Any]] = []
-        drawn = [self._usable(step, slot, p, skipped) for slot, p in enumerate(self._positions(step))]
+        positions = self._positions(step)
+        due = zip(positions, self.mixture.at_many(positions), strict=True)
+        drawn = [self._usable(step, slot, position, place, skipped) for slot, (position, place) in enumerate(due)]
         samples = [laid for laid, _ in drawn]
         packs = plan_packs(samples, self.plan)
         counts = {

@@ -6,6 +6,8 @@ import re
 import zlib
 from collections.abc import Sequence
 
+from vitp.instruction.wording import with_article
+
 QA = tuple[object, object]  # question and answer as found; texts once cleaned
 
 # Derived presence questions: noun -> (words that mean yes, further words that rule out a no); "_" is a blank.
@@ -80,7 +82,7 @@ def presence_questions(
     asked: list[list[QA]] = [[] for _ in names]
     denials = [0] * len(names)
     for noun in PRESENCE:
-        question = f"Is there {'an' if noun[0] in 'aeiou' else 'a'} {noun} in the image?"
+        question = f"Is there {with_article(noun)} in the image?"
         ranked = sorted(absent[noun], key=lambda index: (denials[index], keyed(f"{names[index]} {noun}")))
         count = min(len(yes[noun]), len(ranked))
         for index in ranked[:count]:

@@ -17,14 +17,12 @@ from vitp.errors import TrainingError
 from vitp.instruction.augment import augmented_size
 from vitp.instruction.index import Index
 from vitp.instruction.index_file import Flag
-from vitp.instruction.mixture import Mixture, Place
+from vitp.instruction.mixture import ATTEMPTS, Mixture, Place
 from vitp.instruction.plan import SampleSize
 from vitp.instruction.source import Source
 from vitp.instruction.tiling import TilingConfig, tile_count
 from vitp.train.draws import Purpose, generator
 from vitp.vlm.token_drop import TokenDropConfig, applies
-
-_ATTEMPTS = 10  # as in `StepBuilder`
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,13 @@ class StepSizer:
 
     def _usable(self, position: int, place: Place) -> Place:
         index = self.indexes[place.source]
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if index.usable(place.index):
                 return place
-            draw = generator(self.seed, Purpose.REPLACEMENT, position, attempt)
-            place = Place(place.source, int(draw.integers(len(index))), place.epoch)
+            place = self.mixture.replacement(place, position, attempt)
         name = self.sources[place.source].config.name
         raise TrainingError(
-            f"source '{name}': {_ATTEMPTS} samples in a row are unusable; run `vitp check` on the recipe"
+            f"source '{name}': {ATTEMPTS} samples in a row are unusable; run `vitp check` on the recipe"
         )
 
     def sizes(self, step: int, places: dict[int, Place], *, text_only: bool = False) -> dict[int, SampleSize]:

@@ -135,7 +135,7 @@ def _explained(error: RuntimeError, task: Task, table: Any, step: int, timeout: 
     died = re.search(r"DataLoader worker \(pid\D*(\d+)", text)
     if died is None:
         return error
-    rows = [list(table[i : i + _FIELDS]) for i in range(0, len(table), _FIELDS)]
+    rows = _rows(table)
     number = next((i for i, row in enumerate(rows) if row[0] == int(died[1])), None)
     place = "" if number is None or rows[number][1] == _IDLE else f" at {_place(task, rows[number])}"
     who = f"data worker {'' if number is None else f'{number + 1} of {len(rows)} '}(process {died[1]})"
@@ -145,13 +145,17 @@ def _explained(error: RuntimeError, task: Task, table: Any, step: int, timeout: 
     )
 
 
+def _rows(table: Any) -> list[list[int]]:
+    return [list(table[i : i + _FIELDS]) for i in range(0, len(table), _FIELDS)]
+
+
 def _place(task: Task, row: list[int]) -> str:
     return f"step {row[1] + 1}, {task.where(row[1], row[2])}"
 
 
 def _culprit(task: Task, table: Any, step: int) -> str:
     """Which worker has the step, and how long it has been at which sample."""
-    rows = [list(table[i : i + _FIELDS]) for i in range(0, len(table), _FIELDS)]
+    rows = _rows(table)
     for number, row in enumerate(rows, 1):
         if row[1] == step:
             spent = (_now() - row[3]) / 1000
