@@ -83,7 +83,7 @@ _MARKS: dict[Layout, str] = {  # a tensor that one layout has and no other, what
     "timm": "blocks.0.norm1.weight",
     "internvit": "encoder.layers.0.attn.qkv.weight",
     "transformers": "encoder.layer.0.attention.q_proj.weight",
-    "siglip": "encoder.layers.0.self_attn.q_proj.weight",
+    "siglip": "post_layernorm.weight",
 }
 
 

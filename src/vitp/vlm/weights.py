@@ -1,0 +1,264 @@
+"""Whole vision-language models: InternVL checkpoints read into a `VisionLanguageModel`, and written back.
+
+No remote code runs. The tower becomes timm's ViT, the language model transformers' own class, the projector ours; every
+stored tensor must find its place and every tensor of the model must be filled, or loading stops and names it. Tensors
+are copied one at a time from memory-mapped files, so that no second copy of the model is ever in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitp.backbone.layouts import layout_of, place_of, to_timm_shape
+from vitp.backbone.vit import BackboneConfig
+from vitp.errors import CheckpointError, ConfigError
+from vitp.vlm.internvl import (
+    ARCHITECTURE,
+    VlmDescription,
+    VlmLayout,
+    describe_vlm,
+    layout_of_vlm,
+    names_in_vlm,
+    place_in_vlm,
+)
+from vitp.vlm.model import VisionLanguageModel
+from vitp.vlm.stored import StoredTensors, fill, hub_file, local_copy, open_stored, refuse_pickle
+
+Say = Callable[[str], None]
+
+# Published checkpoints whose sizes are known without asking the hub: id -> (pixel_shuffle, language model, parameters).
+KNOWN: Mapping[str, tuple[int, str, str]] = {
+    "OpenGVLab/InternVL2-1B": (2, "Qwen2-0.5B-Instruct", "0.9 B"),
+    "OpenGVLab/InternVL2_5-1B": (2, "Qwen2.5-0.5B-Instruct", "0.9 B"),
+    "OpenGVLab/InternVL2_5-1B-MPO": (2, "Qwen2.5-0.5B-Instruct", "0.9 B"),
+    "OpenGVLab/InternVL2_5-4B": (2, "Qwen2.5-3B-Instruct", "3.7 B"),
+    "OpenGVLab/InternVL3-1B": (2, "Qwen2.5-0.5B", "0.9 B"),
+    "OpenGVLab/InternVL3-1B-hf": (2, "Qwen2.5-0.5B", "0.9 B"),
+    "OpenGVLab/InternVL3-2B": (2, "Qwen2.5-1.5B", "2.1 B"),
+    "OpenGVLab/InternVL3-2B-hf": (2, "Qwen2.5-1.5B", "2.1 B"),
+    "OpenGVLab/InternVL3-8B": (2, "Qwen2.5-7B", "7.9 B"),
+    "OpenGVLab/InternVL3-8B-hf": (2, "Qwen2.5-7B", "7.9 B"),
+}
+
+
+@dataclass(frozen=True)
+class LoadedParts:
+    """What a checkpoint holds, ready to be wired together: the files are open, no number has been read yet."""
+
+    description: VlmDescription
+    stored: StoredTensors
+    layout: VlmLayout
+    language_model: nn.Module
+
+
+_HEAD, _INPUT = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+def vlm_fields(vlm: str) -> dict[str, Any]:
+    """``tower`` and ``pixel_shuffle`` of a recipe whose ``model.vlm`` is `vlm`: a folder, a file in it, or a hub id.
+
+    Known hub ids need no network; of any other only the config.json is fetched.
+
+    Raises:
+        CheckpointError: nothing there, or not an InternVL.
+    """
+    path = Path(vlm).expanduser()
+    if path.exists():
+        found = describe_vlm(_folder(path) / "config.json")
+    elif vlm in KNOWN:
+        tower = {"architecture": ARCHITECTURE, "image_size": 448, "patch_size": 14}
+        return {"tower": tower, "pixel_shuffle": KNOWN[vlm][0]}
+    else:
+        found = describe_vlm(hub_file(vlm, "config.json"))
+    return {"tower": found.tower_fields(), "pixel_shuffle": found.pixel_shuffle}
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def open_vlm(vlm: str) -> LoadedParts:
+    """Open a checkpoint and build its language model, whose numbers are not read yet.
+
+    Args:
+        vlm: a folder, one .safetensors file beside its config.json, or a hub id.
+
+    Raises:
+        CheckpointError: nothing there, not an InternVL, or its files are incomplete.
+    """
+    path = local_copy(vlm)
+    if path.is_file():
+        refuse_pickle(path)
+    description = describe_vlm(_folder(path) / "config.json")
+    stored = open_stored(path)
+    layout = layout_of_vlm(stored.files)
+    if layout is None or (layout == "internvl") != description.published:
+        first = min(stored.files, default="nothing")
+        raise CheckpointError(
+            f"{stored.origin}: its tensors ('{first}', ...) are not named as its config.json says; give the two of one checkpoint"
+        )
+    head = names_in_vlm(_HEAD, layout)[0]
+    if head not in stored.files and not description.tied:
+        raise CheckpointError(
+            f"{stored.origin}: has no output embedding ('{head}'), and its config.json does not tie it to the input "
+            "embedding (tie_word_embeddings); the checkpoint is incomplete"
+        )
+    tied = head not in stored.files or (description.tied and _same_embeddings(stored, layout))
+    return LoadedParts(description, stored, layout, empty_language_model(description, tied))
+
+
+def _same_embeddings(stored: StoredTensors, layout: VlmLayout) -> bool:
+    """Whether the input and the output embedding hold the same numbers."""
+    first, second = (names_in_vlm(own, layout)[0] for own in (_INPUT, _HEAD))
+    if first not in stored.files or stored.shapes[first] != stored.shapes[second]:
+        return False
+    return torch.equal(stored.read(first), stored.read(second))
+
+
+def empty_language_model(description: VlmDescription, tied: bool) -> nn.Module:
+    """The language model that a checkpoint's config.json describes, its weights not yet initialised.
+
+    Raises:
+        CheckpointError: transformers has no such model without remote code, or refuses its sizes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    text = {key: value for key, value in description.text.items() if key not in _NOT_OURS}
+    kind = str(text.pop("model_type", "qwen2"))
+    try:
+        config = AutoConfig.for_model(kind, **text)
+        config.tie_word_embeddings = tied
+        with _uninitialised():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.tie_weights()
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        said = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise CheckpointError(
+            f"{description.origin}: transformers builds no language model '{kind}' of these sizes without remote code ({said})"
+        ) from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+# Keys of a language model's configuration that say how it was once run, not what it is.
+_NOT_OURS = frozenset(
+    {"_name_or_path", "_attn_implementation", "attn_implementation", "auto_map", "dtype", "torch_dtype", "use_bfloat16"}
+    | {"transformers_version", "_attn_implementation_autoset", "tie_word_embeddings"}
+)
+
+
+def _uninitialised() -> AbstractContextManager[None]:
+    """Modules made inside keep the memory they are given: every number is about to be overwritten (`fill` makes sure)."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # an older transformers: slower, no different
+        return nullcontext()
+    context: AbstractContextManager[None] = no_init_weights()
+    return context
+
+
+def fill_vlm(model: VisionLanguageModel, parts: LoadedParts) -> None:
+    """Copy a checkpoint's numbers into a model wired from its language model and a tower of its sizes.
+
+    Raises:
+        CheckpointError: a tensor is left over, missing or of another shape.
+        ConfigError: the tower is not the one that the checkpoint's config.json describes.
+    """
+    _check_tower(model, parts.description)
+    stored, layout = parts.stored, parts.layout
+    ignored = frozenset(names_in_vlm(_HEAD, layout) if _is_tied(parts.language_model) else ())
+    fill(model, stored, lambda name: place_in_vlm(name, layout), ignored=ignored)
+
+
+def _is_tied(language_model: nn.Module) -> bool:
+    lm: Any = language_model
+    return lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+
+
+def _check_tower(model: VisionLanguageModel, said: VlmDescription) -> None:
+    """Sizes that a recipe overrides and that no shape would give away (heads), and those that one would, by their key."""
+    tower: Any = model.tower
+    pairs = {
+        "image_size": (model.image_size, said.image_size),
+        "patch_size": (int(tower.patch_embed.patch_size[0]), said.patch_size),
+        "width": (int(tower.num_features), said.width),
+        "depth": (len(tower.blocks), said.depth),
+        "heads": (int(tower.blocks[0].attn.num_heads), said.heads),
+        "mlp_ratio": (tower.blocks[0].mlp.fc1.out_features / tower.num_features, said.mlp_width / said.width),
+    }
+    for key, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ConfigError(
+                f"model.tower.{key} is {ours:g}, but {said.origin} says {theirs:g}: remove the key, the checkpoint sets it"
+            )
+    if model.factor != said.pixel_shuffle:
+        raise ConfigError(
+            f"model.pixel_shuffle is {model.factor}, but {said.origin} says {said.pixel_shuffle}: remove the key"
+        )
+
+
+def load_vlm(vlm: str, drop_path: float = 0.0) -> VisionLanguageModel:
+    """A whole InternVL checkpoint in fp32, whatever dtype it is stored in.
+
+    Args:
+        vlm: a folder, one .safetensors file beside its config.json, or a hub id; original or ``-hf`` layout.
+        drop_path: stochastic depth of the tower's last block.
+
+    Raises:
+        CheckpointError: nothing there, not an InternVL, damaged or incomplete; the message names what.
+    """
+    parts = open_vlm(vlm)
+    said = parts.description
+    model = VisionLanguageModel(
+        BackboneConfig(**said.tower_fields()).create(),
+        parts.language_model,
+        image_size=said.image_size,
+        factor=said.pixel_shuffle,
+        mean=said.mean,
+        std=said.std,
+        drop_path=drop_path,
+    )
+    fill_vlm(model, parts)
+    return model.eval()
+
+
+def load_tower(tower: nn.Module, weights: Path, say: Say) -> None:
+    """Fill a timm ViT from its own file or folder, an InternViT's, or a SigLIP's vision model; prefixes are recognised.
+
+    What comes after the ViT in such a file (a classifier, a pooling head, a text model) is left out, and said.
+
+    Args:
+        tower: a timm ViT without a classifier.
+        weights: a .safetensors file, a folder, or a hub id.
+        say: receives what was left out.
+
+    Raises:
+        CheckpointError: nothing there, or it belongs to another architecture.
+    """
+    stored = open_stored(local_copy(str(weights)))
+    try:
+        layout, prefix = layout_of(stored.files)
+    except CheckpointError as error:
+        raise CheckpointError(f"{stored.origin}: {error}") from error
+    after = frozenset(name for name in stored.files if not name.startswith(prefix) or _is_after(name, prefix))
+    if after:
+        say(f"{stored.origin.name}: {len(after)} tensors behind the ViT are not needed ('{min(after)}', ...)")
+    fill(
+        tower,
+        stored,
+        lambda name: place_of(name.removeprefix(prefix), layout),
+        shape=lambda tensor, name: to_timm_shape(tensor, name, layout),
+        ignored=after,
+    )
+
+
+def _is_after(name: str, prefix: str) -> bool:
+    """Whether a tensor belongs to what timm or transformers put behind the blocks: classifier, pooling."""
+    return name.removeprefix(prefix).startswith(("head.", "head_dist.", "attn_pool.", "fc_norm."))
