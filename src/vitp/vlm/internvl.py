@@ -1,10 +1,4 @@
-"""InternVL checkpoints: what their config.json says, and what their tensors are called, both ways.
-
-Three layouts hold the same model. ``internvl`` is the published one (InternVL2, 2.5, 3: ``vision_model.*``, ``mlp1.*``,
-``language_model.*``, which otherwise needs remote code). ``internvl_hf`` is transformers' own
-``InternVLForConditionalGeneration`` by its module names, ``internvl_hf_prefixed`` the same as the ``-hf`` repositories
-store it (and as transformers itself still writes it).
-"""
+"""The config.json of InternVL checkpoints, published and transformers' own: read, judged and written."""
 
 from __future__ import annotations
 
@@ -12,89 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from vitp.backbone.layouts import Layout, Place, names_of, place_of
 from vitp.errors import CheckpointError
+from vitp.vlm.internvl_names import VlmLayout
 
-VlmLayout = Literal["internvl", "internvl_hf", "internvl_hf_prefixed"]
 ARCHITECTURE = "vit_intern300m_patch14_448"  # the tower of InternVL2, 2.5 and 3 below 26 B
 _PUBLISHED, _NATIVE = "InternVLChatModel", "InternVLForConditionalGeneration"
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Where the parts of a layout are: prefixes, and the projector's three modules."""
-
-    tower: str
-    vit: Layout
-    projector: tuple[str, str, str]  # norm, fc1, fc2
-    decoder: str
-    head: str
-
-
-_NAMES: dict[VlmLayout, _Names] = {
-    "internvl": _Names(
-        "vision_model.", "internvit", ("mlp1.0", "mlp1.1", "mlp1.3"), "language_model.model.", "language_model.lm_head."
-    ),
-    "internvl_hf": _Names(
-        "model.vision_tower.",
-        "transformers",
-        tuple(f"model.multi_modal_projector.{m}" for m in ("layer_norm", "linear_1", "linear_2")),  # type: ignore[arg-type]
-        "model.language_model.",
-        "lm_head.",
-    ),
-    "internvl_hf_prefixed": _Names(
-        "vision_tower.",
-        "transformers",
-        tuple(f"multi_modal_projector.{m}" for m in ("layer_norm", "linear_1", "linear_2")),  # type: ignore[arg-type]
-        "language_model.model.",
-        "language_model.lm_head.",
-    ),
-}
-_OURS = ("projector.norm", "projector.fc1", "projector.fc2")
-_DECODER, _HEAD = "language_model.model.", "language_model.lm_head."
-
-
-def layout_of_vlm(names: Iterable[str]) -> VlmLayout | None:
-    """The layout in which a whole checkpoint's tensors are named; None for none of ours."""
-    heads = {name.split(".", 1)[0] for name in names}
-    if "mlp1" in heads:
-        return "internvl"
-    if "vision_tower" in heads:
-        return "internvl_hf_prefixed"
-    return "internvl_hf" if "model" in heads else None
-
-
-def place_in_vlm(name: str, layout: VlmLayout) -> Place | None:
-    """Where the tensor `name` of `layout` belongs in a `VisionLanguageModel`; None where it has no such tensor."""
-    names = _NAMES[layout]
-    if name.startswith(names.tower):
-        found = place_of(name.removeprefix(names.tower), names.vit)
-        return Place(f"tower.{found.name}", found.part) if found else None
-    for theirs, ours in ((names.decoder, _DECODER), (names.head, _HEAD)):
-        if name.startswith(theirs):
-            return Place(ours + name.removeprefix(theirs))
-    for module, own in zip(names.projector, _OURS, strict=True):
-        if name.startswith(f"{module}."):
-            return Place(own + name.removeprefix(module))
-    return None
-
-
-def names_in_vlm(name: str, layout: VlmLayout) -> tuple[str, ...]:
-    """What the tensor `name` of a `VisionLanguageModel` is called in `layout` (three names for a fused qkv); or none."""
-    names = _NAMES[layout]
-    if name.startswith("tower."):
-        return tuple(names.tower + theirs for theirs in names_of(name.removeprefix("tower."), names.vit))
-    for theirs, ours in ((names.decoder, _DECODER), (names.head, _HEAD)):
-        if name.startswith(ours):
-            return (theirs + name.removeprefix(ours),)
-    for module, own in zip(names.projector, _OURS, strict=True):
-        if name.startswith(f"{own}."):
-            return (module + name.removeprefix(own),)
-    return ()
 
 
 @dataclass(frozen=True)
@@ -316,3 +237,84 @@ def _normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[floa
         if isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3:
             return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def vlm_config(
+    model: Any, layout: VlmLayout, image_token: int, dtype: torch.dtype | None, template: str
+) -> dict[str, Any]:
+    """The config.json of a `VisionLanguageModel` written in `layout`.
+
+    Args:
+        model: the model (its tower an InternViT).
+        layout: whose keys to write.
+        image_token: id of the token that stands for a visual token.
+        dtype: of the stored weights; None for the model's own.
+        template: name of the conversation template (published layout alone).
+    """
+    stored = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
+    text = _text_config(model.language_model, stored)
+    tower = model.tower
+    block = tower.blocks[0]
+    vision = {
+        "hidden_size": int(tower.num_features),
+        "num_hidden_layers": len(tower.blocks),
+        "num_attention_heads": int(block.attn.num_heads),
+        "intermediate_size": int(block.mlp.fc1.out_features),
+        "patch_size": int(tower.patch_embed.patch_size[0]),
+        "image_size": int(model.image_size),
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "norm_type": "layer_norm",
+        "layer_norm_eps": float(block.norm1.eps),
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+    }
+    shared = {"downsample_ratio": 1 / model.factor, "tie_word_embeddings": text["tie_word_embeddings"]}
+    if layout == "internvl":
+        return {**_PUBLISHED_CONFIG, **shared, "force_image_size": int(model.image_size), "template": template,
+                "torch_dtype": stored, "llm_config": text,
+                "vision_config": {**vision, "architectures": ["InternVisionModel"], "model_type": "intern_vit_6b",
+                                  "qkv_bias": True, "qk_normalization": False, "initializer_factor": 0.1,
+                                  "dropout": 0.0, "drop_path_rate": 0.0, "use_flash_attn": False,
+                                  "torch_dtype": stored}}  # fmt: skip
+    return {"architectures": [_NATIVE], "model_type": "internvl", **shared, "dtype": stored,
+            "image_token_id": image_token, "image_seq_length": int(model.tokens_per_tile), "projector_hidden_act": "gelu",
+            "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "text_config": text,
+            "vision_config": {**vision, "model_type": "internvl_vision", "attention_bias": True, "use_qk_norm": False,
+                              "layer_scale_init_value": 0.1, "use_mean_pooling": True, "use_mask_token": False,
+                              "use_absolute_position_embeddings": True, "hidden_dropout_prob": 0.0,
+                              "projection_dropout": 0.0}}  # fmt: skip
+
+
+_PUBLISHED_CONFIG: Mapping[str, Any] = {  # InternVL2_5's
+    "architectures": [_PUBLISHED],
+    "model_type": "internvl_chat",
+    "dynamic_image_size": True,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 12,
+    "use_thumbnail": True,
+    "pad2square": False,
+    "ps_version": "v2",
+    "select_layer": -1,
+    "use_backbone_lora": 0,
+    "use_llm_lora": 0,
+}
+
+
+def _text_config(language_model: Any, stored: str) -> dict[str, Any]:
+    """The language model's configuration, with the keys that older code looks for beside the newer ones."""
+    text: dict[str, Any] = language_model.config.to_dict()
+    for key in ("_name_or_path", "_attn_implementation", "attn_implementation", "transformers_version"):
+        text.pop(key, None)
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        text["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    tied = language_model.get_output_embeddings().weight is language_model.get_input_embeddings().weight
+    return {
+        **text,
+        "architectures": [type(language_model).__name__],
+        "tie_word_embeddings": tied,
+        "torch_dtype": stored,
+    }

@@ -1,4 +1,4 @@
-"""Whole vision-language models: InternVL checkpoints read into a `VisionLanguageModel`, and written back.
+"""Whole vision-language models: InternVL checkpoints read into a `VisionLanguageModel`, and written from one.
 
 No remote code runs. The tower becomes timm's ViT, the language model transformers' own class, the projector ours; every
 stored tensor must find its place and every tensor of the model must be filled, or loading stops and names it. Tensors
@@ -14,20 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from vitp.backbone.layouts import layout_of, place_of, to_timm_shape
 from vitp.backbone.vit import BackboneConfig
 from vitp.errors import CheckpointError, ConfigError
-from vitp.vlm.internvl import (
-    ARCHITECTURE,
-    VlmDescription,
-    VlmLayout,
-    describe_vlm,
-    layout_of_vlm,
-    names_in_vlm,
-    place_in_vlm,
-)
+from vitp.files import raise_if_unwritable, write_atomic, write_json
+from vitp.instruction.chat import IMAGE_TOKEN
+from vitp.train.checkpoint import model_tensors
+from vitp.vlm.internvl import ARCHITECTURE, VlmDescription, describe_vlm, vlm_config
+from vitp.vlm.internvl_names import VlmLayout, layout_of_vlm, names_in_vlm, place_in_vlm
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.stored import StoredTensors, fill, hub_file, local_copy, open_stored, refuse_pickle
 
@@ -229,36 +225,91 @@ def load_vlm(vlm: str, drop_path: float = 0.0) -> VisionLanguageModel:
     return model.eval()
 
 
-def load_tower(tower: nn.Module, weights: Path, say: Say) -> None:
-    """Fill a timm ViT from its own file or folder, an InternViT's, or a SigLIP's vision model; prefixes are recognised.
+def save_vlm(
+    folder: Path,
+    model: VisionLanguageModel,
+    tokenizer: Any,
+    layout: VlmLayout,
+    *,
+    dtype: torch.dtype | None = None,
+    template: str = "internvl2_5",
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a whole model as an InternVL checkpoint: config.json, safetensors (sharded if large) and the tokenizer.
 
-    What comes after the ViT in such a file (a classifier, a pooling head, a text model) is left out, and said.
+    What `load_vlm` read in a layout and dtype is written back bit for bit in them. Weights are converted and written one
+    shard at a time; every file appears whole or not at all, and config.json last.
 
     Args:
-        tower: a timm ViT without a classifier.
-        weights: a .safetensors file, a folder, or a hub id.
-        say: receives what was left out.
+        folder: made if missing; files of the same names are replaced.
+        model: its tower must be an InternViT (timm's vit_intern300m_patch14_448, any size).
+        tokenizer: the model's, with the image tokens.
+        layout: ``internvl`` (published), ``internvl_hf_prefixed`` (what transformers writes), ``internvl_hf``.
+        dtype: of the stored floating-point tensors; None keeps each as it is.
+        template: name of the conversation template in a published config.json.
+        shard_bytes: files hold at most so much, unless a single tensor is larger.
 
     Raises:
-        CheckpointError: nothing there, or it belongs to another architecture.
+        CheckpointError: the tower or the language model has tensors that an InternVL has not.
+        OutputError: no space left or not writable.
     """
-    stored = open_stored(local_copy(str(weights)))
+    named = _named_for(model, layout)
+    image_token = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    size = {name: tensor.numel() * _bytes_of(tensor, dtype) for name, tensor in named.items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in named.items():
+        if shards[-1] and used + size[name] > shard_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size[name]
+    map_of: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        only = len(shards) == 1
+        file = "model.safetensors" if only else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(folder / file, shard, dtype)
+        map_of.update(dict.fromkeys(shard, file))
+    if len(shards) > 1:
+        about = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(map_of.items()))}
+        write_json(folder / "model.safetensors.index.json", about)
     try:
-        layout, prefix = layout_of(stored.files)
-    except CheckpointError as error:
-        raise CheckpointError(f"{stored.origin}: {error}") from error
-    after = frozenset(name for name in stored.files if not name.startswith(prefix) or _is_after(name, prefix))
-    if after:
-        say(f"{stored.origin.name}: {len(after)} tensors behind the ViT are not needed ('{min(after)}', ...)")
-    fill(
-        tower,
-        stored,
-        lambda name: place_of(name.removeprefix(prefix), layout),
-        shape=lambda tensor, name: to_timm_shape(tensor, name, layout),
-        ignored=after,
-    )
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise_if_unwritable(error, folder)
+        raise
+    write_json(folder / "config.json", vlm_config(model, layout, image_token, dtype, template))
 
 
-def _is_after(name: str, prefix: str) -> bool:
-    """Whether a tensor belongs to what timm or transformers put behind the blocks: classifier, pooling."""
-    return name.removeprefix(prefix).startswith(("head.", "head_dist.", "attn_pool.", "fc_norm."))
+def _bytes_of(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return (dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype).itemsize
+
+
+def _write_shard(path: Path, shard: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    tensors = {
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in shard.items()
+    }
+    # parts of a fused matrix share its memory, which safetensors refuses to store twice
+    apart = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(apart, temporary, metadata={"format": "pt"}))
+
+
+def _named_for(model: VisionLanguageModel, layout: VlmLayout) -> dict[str, Tensor]:
+    """Every tensor of the model under its name in `layout`; tied embeddings once."""
+    own = model_tensors(model)
+    if not {"tower.cls_token", "tower.blocks.0.ls1.gamma"} <= own.keys():
+        raise CheckpointError(
+            f"an InternVL checkpoint holds an InternViT, with a class token and layer scale, and {type(model.tower).__name__} of "
+            "this run is another kind; export the tower alone (--to timm)"
+        )
+    named: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        theirs = names_in_vlm(name, layout)
+        if not theirs:
+            raise CheckpointError(
+                f"'{name}' has no counterpart in an InternVL checkpoint, whose tower has no such part; export the tower alone "
+                "(--to timm)"
+            )
+        named.update(zip(theirs, tensor.chunk(3, 0) if len(theirs) == 3 else (tensor,), strict=True))
+    return named
