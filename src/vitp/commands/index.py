@@ -114,7 +114,7 @@ def index(
         try:
             sources.append(open_source(each, kept))
         except DataError as error:
-            if config.model.language_model.path is None:
+            if config.model.vlm is None and config.model.language_model.path is None:
                 raise
             failed[each.name] = str(error)
     rules = size_rules(config, recipe_tokenizer(config, sources))

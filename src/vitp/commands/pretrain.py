@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
-from vitp.backbone.vit import BackboneConfig, choose_attention
+from vitp.backbone.vit import choose_attention
 from vitp.config import Config, save
-from vitp.errors import CheckpointError, ConfigError, DataError, VitpError
+from vitp.errors import CheckpointError, DataError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import check_sources
@@ -40,10 +39,10 @@ from vitp.train.loop import (
     uses_bf16,
 )
 from vitp.train.task import Progress
+from vitp.vlm.build import ModelConfig, assemble, tokenizer_of
 from vitp.vlm.cost import estimate_cost
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
-from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
 from vitp.vlm.token_drop import TokenDropConfig
 from vitp.vlm.tokenizer import build_tokenizer, load_tokenizer
 from vitp.yaml_lines import Document
@@ -74,21 +73,6 @@ class DataConfig(Config):
             DataError: a source cannot be opened at all.
         """
         return [open_source(source, self.index) for source in self.sources]
-
-
-class TowerConfig(BackboneConfig):
-    """The ViT inside the model."""
-
-    drop_path: float = Field(default=0.1, ge=0, lt=1)  # released scripts: linear from 0 to 0.1 over the blocks
-    weights: Path | None = None  # safetensors written by `vitp export`; None: random initialisation
-
-
-class ModelConfig(Config):
-    """Tower, projector and language model."""
-
-    tower: TowerConfig
-    pixel_shuffle: int = Field(default=2, ge=1, le=4)  # released: down_sample_ratio 0.5
-    language_model: LanguageModelConfig = LanguageModelConfig()
 
 
 class WarmStartConfig(Config):
@@ -183,15 +167,18 @@ def _texts(sources: Sequence[Source], limit: int = 200_000) -> Iterator[str]:
                 yield turn.text.replace("<image>", "")
 
 
-def recipe_tokenizer(config: PretrainConfig, sources: Sequence[Source]) -> Any:
-    """The language model's own tokenizer, or for one from scratch a tokenizer built from the sources' text.
+def recipe_tokenizer(
+    config: PretrainConfig, sources: Sequence[Source], say: Callable[[str], None] = lambda _: None
+) -> Any:
+    """The model's own tokenizer, or for a language model from scratch one built from the sources' text.
 
     Raises:
         CheckpointError: there is none where the recipe says.
     """
     language = config.model.language_model
-    if language.path is not None:
-        return load_tokenizer(language.path)
+    origin = config.model.vlm or language.path
+    if origin is not None:
+        return tokenizer_of(origin, say)
     return build_tokenizer(_texts(sources), language.vocabulary)
 
 
@@ -202,52 +189,33 @@ def size_rules(config: PretrainConfig, tokenizer: Any) -> SizeRules:
     return SizeRules(ChatFormat(tokenizer), config.data.tiling, tower.image_size, side * side, config.data.max_length)
 
 
-def build_model(config: PretrainConfig, tokenizer: Any, run: Path | None = None) -> VisionLanguageModel:
-    """The model of a recipe with its initial weights, drawn from the recipe's seed.
+def build_model(
+    config: PretrainConfig, tokenizer: Any, run: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> VisionLanguageModel:
+    """The model of a recipe with its initial weights; what is not loaded is drawn from the recipe's seed.
 
     Args:
         config: the recipe.
         tokenizer: the model's.
         run: a run whose weights will be loaded next; nothing is then read from the places the recipe names.
+        say: receives what was loaded and what is new.
 
     Raises:
         CheckpointError: given weights do not fit.
         ConfigError: the parts do not fit together.
     """
-    tower_config, language = config.model.tower, config.model.language_model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        tower = tower_config.create()
-        if run is not None:
-            language_model = language_model_of(run / "language_model")
-        elif language.path is None:
-            language_model = build_language_model(language, len(tokenizer), config.seed)
-        else:
-            language_model = load_language_model(language.path, len(tokenizer))
-        try:
-            model = VisionLanguageModel(
-                tower,
-                language_model,
-                image_size=tower_config.image_size,
-                factor=config.model.pixel_shuffle,
-                mean=tower_config.mean,
-                std=tower_config.std,
-                drop_path=tower_config.drop_path,
-            )
-        except VitpError:
-            raise
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-    if tower_config.weights is not None and run is None:
-        load_model(model.tower, load_tensors(tower_config.weights), tower_config.weights)
-    return model
+    return assemble(config.model, tokenizer, config.seed, run, say)
 
 
 def build_task(
-    config: PretrainConfig, sources: Sequence[Source], tokenizer: Any, run: Path | None = None
+    config: PretrainConfig,
+    sources: Sequence[Source],
+    tokenizer: Any,
+    run: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> PretrainingTask:
     """Model, data and learning rates of a recipe."""
-    model = build_model(config, tokenizer, run)
+    model = build_model(config, tokenizer, run, say)
     builder = StepBuilder(
         sources,
         ChatFormat(tokenizer),
@@ -342,8 +310,8 @@ def pretrain(
         task = build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
     else:
         report = _checked(sources, config, say)
-        tokenizer = recipe_tokenizer(config, sources)
-        task = build_task(config, sources, tokenizer)
+        tokenizer = recipe_tokenizer(config, sources, say)
+        task = build_task(config, sources, tokenizer, say=say)
         open_output(out, overwrite=overwrite)
         _describe(out, config, tokenizer, task, report)
     device = choose_device(config.device)

@@ -20,15 +20,7 @@ from pydantic import Field
 from vitp.backbone.vit import random_backbone, save_backbone
 from vitp.commands.export import ExportResult, backbone_config, export
 from vitp.commands.finetune import FinetuneConfig, FinetuneResult, finetune
-from vitp.commands.pretrain import (
-    DataConfig,
-    ModelConfig,
-    PretrainConfig,
-    PretrainResult,
-    TowerConfig,
-    WarmStartConfig,
-    pretrain,
-)
+from vitp.commands.pretrain import DataConfig, PretrainConfig, PretrainResult, WarmStartConfig, pretrain
 from vitp.commands.probe import ProbeConfig, ProbeResult, probe
 from vitp.config import Config, save
 from vitp.datasets.folder import LabelledConfig
@@ -41,6 +33,7 @@ from vitp.instruction.source import AugmentConfig, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.progress import Console
 from vitp.train.loop import check_output, open_output
+from vitp.vlm.build import ModelConfig, TowerConfig
 from vitp.vlm.tiny import LanguageModelConfig
 from vitp.vlm.token_drop import TokenDropConfig
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -11,10 +13,11 @@ from torch import nn
 
 from vitp.config import Config
 from vitp.errors import CheckpointError
+from vitp.vlm.stored import refuse_pickle
 
 
 class LanguageModelConfig(Config):
-    """Either `path` (a folder or hub id, weights and tokenizer), or the sizes of a small Qwen2 built here."""
+    """Either `path` (folder, hub id or .gguf file: weights and tokenizer), or the sizes of a small Qwen2 built here."""
 
     path: str | None = None
     width: int = Field(default=192, ge=16)
@@ -72,27 +75,78 @@ def language_model_of(folder: Path) -> nn.Module:
     return model
 
 
-def load_language_model(path: str, vocabulary: int, gguf_file: str | None = None) -> nn.Module:
-    """Any transformers causal LM, its embedding rows extended to `vocabulary` when tokens were added.
+def load_language_model(
+    path: str, vocabulary: int, gguf_file: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> nn.Module:
+    """Any transformers causal LM in fp32, its embedding rows extended to `vocabulary` when tokens were added.
 
-    `gguf_file` is the name of a GGUF file in the folder `path` to read instead of its safetensors.
+    New rows are the mean of the others, as in the released code, and are said.
+
+    Args:
+        path: a folder, a hub id, or a .gguf file.
+        vocabulary: tokens of the tokenizer.
+        gguf_file: name of a GGUF file in the folder `path` to read instead of its safetensors.
+        say: receives how many rows were added.
 
     Raises:
-        CheckpointError: nothing loadable there.
+        CheckpointError: nothing loadable there, or weights of other shapes than its config.json says.
+        MissingExtraError: a GGUF file, and what reads it is not installed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if gguf_file is None and path.lower().endswith(".gguf"):
+        path, gguf_file = _gguf(path)
+    if Path(path).is_file():
+        refuse_pickle(Path(path))
+        raise CheckpointError(f"{path} is a file; give the folder of a language model, a .gguf file, or a hub id")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, gguf_file=gguf_file
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            gguf_file=gguf_file,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError, struct.error) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, struct.error) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and the hub did not answer)"
         raise CheckpointError(
             f"{Path(path, gguf_file or '')}: no causal language model can be loaded{hint}: {str(error).splitlines()[0]}"
         ) from error
-    if model.get_input_embeddings().num_embeddings < vocabulary:
-        model.resize_token_embeddings(vocabulary, mean_resizing=True)
+    absent = sorted(found["missing_keys"])  # transformers would draw them at random and go on
+    if absent:
+        raise CheckpointError(
+            f"{Path(path, gguf_file or '')}: lacks '{absent[0]}' and {len(absent) - 1} more of {type(model).__name__}'s tensors; "
+            "the file is incomplete or of another architecture than its config says"
+        )
+    if gguf_file is not None:
+        model.config.quantization_config = None  # read into plain numbers, so that a run can build it again
+    _add_rows(model, vocabulary, say)
     assert isinstance(model, nn.Module)
     return model
+
+
+def _gguf(path: str) -> tuple[str, str]:
+    """Folder and name of a GGUF file that can be read here."""
+    from vitp.synthesize.paraphrase import find_model
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file")
+    folder, name = find_model(Path(path))
+    assert name is not None
+    return str(folder), name
+
+
+@torch.no_grad()
+def _add_rows(model: Any, vocabulary: int, say: Callable[[str], None]) -> None:
+    rows = int(model.get_input_embeddings().num_embeddings)
+    if rows >= vocabulary:
+        return
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if embedding is not None:
+            embedding.weight[rows:] = embedding.weight[:rows].mean(0)
+    say(
+        f"language model: {vocabulary - rows} embedding rows are new, for added tokens; each starts as the mean of the others"
+    )
