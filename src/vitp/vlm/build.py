@@ -15,6 +15,7 @@ from vitp.backbone.vit import BackboneConfig
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.instruction.chat import SPECIAL_TOKENS
+from vitp.vlm.internvl import read_json
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.stored import fill, local_copy, open_stored
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
@@ -188,6 +189,7 @@ def load_tower(tower: nn.Module, weights: Path, say: Say) -> None:
     after = frozenset(name for name in stored.files if not name.startswith(prefix) or _is_after(name, prefix))
     if after:
         say(f"{stored.origin.name}: {len(after)} tensors behind the ViT are not needed ('{min(after)}', ...)")
+    _say_activation(tower, next(iter(stored.files.values())).parent / "config.json", say)
     fill(
         tower,
         stored,
@@ -200,3 +202,19 @@ def load_tower(tower: nn.Module, weights: Path, say: Say) -> None:
 def _is_after(name: str, prefix: str) -> bool:
     """Whether a tensor belongs to what timm or transformers put behind the blocks: classifier, pooling."""
     return name.removeprefix(prefix).startswith(("head.", "head_dist.", "attn_pool.", "fc_norm."))
+
+
+def _say_activation(tower: Any, config_file: Path, say: Say) -> None:
+    """The one difference that no name and no shape shows: GELU or its tanh approximation."""
+    if not config_file.is_file():
+        return
+    said = read_json(config_file)
+    vision = said.get("vision_config") or said
+    given = vision.get("hidden_act")
+    act = tower.blocks[0].mlp.act
+    tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
+    own = "gelu_pytorch_tanh" if tanh else "gelu"
+    if given in ("gelu", "gelu_pytorch_tanh") and given != own:
+        say(
+            f"tower: {config_file} was trained with {given}, this architecture computes {own}; its features differ slightly"
+        )

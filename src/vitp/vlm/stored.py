@@ -156,11 +156,15 @@ def local_copy(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not _HUB_ID.fullmatch(name) or path.suffix in PICKLES | {".safetensors", ".gguf"}:
-        raise CheckpointError(f"{name}: no such file or folder, and not a hub id (owner/name)")
+    _require_id(name)
     from huggingface_hub import snapshot_download
 
     return _from_hub(name, lambda: snapshot_download(name, allow_patterns=_WANTED))
+
+
+def _require_id(name: str) -> None:
+    if not _HUB_ID.fullmatch(name) or Path(name).suffix in PICKLES | {".safetensors", ".gguf"}:
+        raise CheckpointError(f"{name}: no such file or folder, and not a hub id (owner/name)")
 
 
 def hub_file(name: str, file: str) -> Path:
@@ -169,6 +173,7 @@ def hub_file(name: str, file: str) -> Path:
     Raises:
         CheckpointError: the hub does not answer, or has no such id or file.
     """
+    _require_id(name)
     from huggingface_hub import hf_hub_download
 
     return _from_hub(name, lambda: hf_hub_download(name, file))
@@ -205,8 +210,7 @@ def fill(
         ignored: stored names that are known to be superfluous.
 
     Raises:
-        CheckpointError: names the first tensor that is left over, missing or of another shape; `model` is then
-            unchanged, except when a file is damaged in the middle.
+        CheckpointError: names the first tensor that is left over, missing or of another shape.
     """
     own = model_tensors(model)
     places = {name: place(name) for name in stored.files if name not in ignored and not name.endswith(_RECOMPUTED)}
