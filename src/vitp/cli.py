@@ -103,6 +103,25 @@ def check(
 
 
 @app.command()
+def models(as_json: Json = False) -> None:
+    """Checkpoints known to fit: whole models, towers and language models, by hub id."""
+    from vitp.vlm.known import KNOWN_LANGUAGE_MODELS, KNOWN_TOWERS, KNOWN_VLMS
+
+    kinds = {
+        "model.vlm": KNOWN_VLMS,
+        "model.tower.weights": KNOWN_TOWERS,
+        "model.language_model.path": KNOWN_LANGUAGE_MODELS,
+    }
+    if as_json:
+        typer.echo(json.dumps({key: dict(known) for key, known in kinds.items()}))
+        return
+    for key, known in kinds.items():
+        typer.echo(f"{key}: a folder, a file or a hub id, such as")
+        for name, what in known.items():
+            typer.echo(f"  {name:46} {what}")
+
+
+@app.command()
 def index(
     recipe: Recipe,
     overrides: Overrides = None,

@@ -78,11 +78,14 @@ def tokenizer_of(origin: str, say: Say = lambda _: None) -> Any:
         CheckpointError: nothing loadable there.
     """
     file = Path(origin)
-    folder = str(file.parent) if file.is_file() and file.suffix == ".safetensors" else origin
-    tokenizer = load_tokenizer(folder)
-    gguf = file.suffix.lower() == ".gguf"
-    own = (read_tokenizer(str(file.parent), file.name) if gguf else read_tokenizer(folder)).get_vocab()
-    added = [token for token in SPECIAL_TOKENS if token not in own]
+    if file.suffix.lower() == ".gguf":
+        tokenizer = read_tokenizer(str(file.parent), file.name)
+        added = [token for token in SPECIAL_TOKENS if token not in tokenizer.get_vocab()]
+        tokenizer.add_tokens(added, special_tokens=True)
+    else:
+        folder = str(file.parent) if file.is_file() else origin
+        own = read_tokenizer(folder).get_vocab()
+        tokenizer, added = load_tokenizer(folder), [token for token in SPECIAL_TOKENS if token not in own]
     if added:
         say(f"tokenizer: {len(added)} tokens are new to {origin}: {' '.join(added)}")
     return tokenizer

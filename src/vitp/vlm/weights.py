@@ -24,24 +24,11 @@ from vitp.instruction.chat import IMAGE_TOKEN
 from vitp.train.checkpoint import model_tensors
 from vitp.vlm.internvl import ARCHITECTURE, VlmDescription, describe_vlm, vlm_config
 from vitp.vlm.internvl_names import VlmLayout, layout_of_vlm, names_in_vlm, place_in_vlm
+from vitp.vlm.known import KNOWN_VLMS
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.stored import StoredTensors, fill, hub_file, local_copy, open_stored, refuse_pickle
 
 Say = Callable[[str], None]
-
-# Published checkpoints whose sizes are known without asking the hub: id -> (pixel_shuffle, language model, parameters).
-KNOWN: Mapping[str, tuple[int, str, str]] = {
-    "OpenGVLab/InternVL2-1B": (2, "Qwen2-0.5B-Instruct", "0.9 B"),
-    "OpenGVLab/InternVL2_5-1B": (2, "Qwen2.5-0.5B-Instruct", "0.9 B"),
-    "OpenGVLab/InternVL2_5-1B-MPO": (2, "Qwen2.5-0.5B-Instruct", "0.9 B"),
-    "OpenGVLab/InternVL2_5-4B": (2, "Qwen2.5-3B-Instruct", "3.7 B"),
-    "OpenGVLab/InternVL3-1B": (2, "Qwen2.5-0.5B", "0.9 B"),
-    "OpenGVLab/InternVL3-1B-hf": (2, "Qwen2.5-0.5B", "0.9 B"),
-    "OpenGVLab/InternVL3-2B": (2, "Qwen2.5-1.5B", "2.1 B"),
-    "OpenGVLab/InternVL3-2B-hf": (2, "Qwen2.5-1.5B", "2.1 B"),
-    "OpenGVLab/InternVL3-8B": (2, "Qwen2.5-7B", "7.9 B"),
-    "OpenGVLab/InternVL3-8B-hf": (2, "Qwen2.5-7B", "7.9 B"),
-}
 
 
 @dataclass(frozen=True)
@@ -68,9 +55,9 @@ def vlm_fields(vlm: str) -> dict[str, Any]:
     path = Path(vlm).expanduser()
     if path.exists():
         found = describe_vlm(_folder(path) / "config.json")
-    elif vlm in KNOWN:
+    elif vlm in KNOWN_VLMS:
         tower = {"architecture": ARCHITECTURE, "image_size": 448, "patch_size": 14}
-        return {"tower": tower, "pixel_shuffle": KNOWN[vlm][0]}
+        return {"tower": tower, "pixel_shuffle": 2}
     else:
         found = describe_vlm(hub_file(vlm, "config.json"))
     return {"tower": found.tower_fields(), "pixel_shuffle": found.pixel_shuffle}
