@@ -99,6 +99,10 @@ def test_python_twins_are_functions_whatever_was_imported_before() -> None:
 def test_recipes_and_env_print_what_there_is() -> None:
     listed = RUNNER.invoke(app, ["recipes"]).output
     assert "pretrain/tiny_rsicd" in listed
+    models = RUNNER.invoke(app, ["models"]).output
+    assert "model.vlm" in models
+    assert "OpenGVLab/InternVL2_5-1B " in models
+    assert "model.vlm" in json.loads(RUNNER.invoke(app, ["models", "--json"]).output)
     facts = RUNNER.invoke(app, ["env"]).output
     for word in ("torch", "timm", "transformers", "vitp", "cores"):
         assert word in facts
