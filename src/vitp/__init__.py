@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vitp.backbone.vit import ViTBackbone, load_backbone
+    from vitp.commands.ask import ask
     from vitp.commands.check import check
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ViTBackbone": "vitp.backbone.vit",
     "VitpError": "vitp.errors",
+    "ask": "vitp.commands.ask",
     "check": "vitp.commands.check",
     "export": "vitp.commands.export",
     "finetune": "vitp.commands.finetune",
@@ -39,6 +41,7 @@ __all__ = [
     "ViTBackbone",
     "VitpError",
     "__version__",
+    "ask",
     "check",
     "export",
     "finetune",

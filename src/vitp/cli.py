@@ -198,6 +198,24 @@ def pretrain(
 
 
 @app.command()
+def ask(
+    run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
+    image: Annotated[Path, typer.Argument(help="Picture, GeoTIFF, DICOM or NIfTI file.")],
+    questions: Annotated[list[str], typer.Argument(help="One question or several, each in quotes.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer without an end is cut.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Ask the model of a pretraining run about a picture."""
+    from vitp.commands.ask import ask as run_ask
+
+    answers = run_ask(run, image, questions, max_new_tokens=max_new_tokens)
+    for given in answers:
+        typer.echo(given, err=as_json)
+    if as_json:
+        typer.echo(json.dumps({"answers": answers}, ensure_ascii=False))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
     file: Annotated[Path | None, typer.Argument(help="Where to write; default RUN/backbone.safetensors.")] = None,

@@ -27,6 +27,8 @@ class TrainingProgress:
             ("loss", "loss", ".3f"),
             ("samples_per_s", "samples/s", ".0f"),
             ("wait_share", "waiting for data", ".0%"),
+            ("evaluation/loss", "held-out loss", ".3f"),
+            ("evaluation/vqa_exact", "answers right", ".0%"),
         ):
             if key in logs:
                 parts.append(f"{label} {logs[key]:{form}}")

@@ -16,6 +16,7 @@ from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import check_sources
 from vitp.instruction.check_report import CheckReport
+from vitp.instruction.held_out import HELD_OUT, find_splits, parted, write_splits
 from vitp.instruction.index import IndexConfig, SizeRules, open_source
 from vitp.instruction.meta import expand_document, resolve_sources
 from vitp.instruction.pack import StepBuilder
@@ -26,6 +27,8 @@ from vitp.instruction.tiling import TilingConfig
 from vitp.progress import lines
 from vitp.provenance import provenance
 from vitp.recipes import load_recipe
+from vitp.report.pretraining import write_run_report
+from vitp.tasks.answering import EvaluationConfig, Evaluator
 from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
 from vitp.train.loop import (
@@ -96,6 +99,7 @@ class PretrainConfig(LoopConfig):
     lr_projector: float = Field(default=2e-5, ge=0, allow_inf_nan=False)
     lr_language_model: float = Field(default=2e-5, ge=0, allow_inf_nan=False)
     warm_start: WarmStartConfig = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     max_tokens_per_pack: int = Field(default=16384, ge=16)  # language-model positions of one forward pass
     max_tiles_per_pack: int = Field(default=64, ge=1)  # about what 80 GB holds at the paper's size
     max_samples_per_pack: int | None = Field(default=None, ge=1)  # 1: no packing
@@ -127,6 +131,11 @@ class PretrainConfig(LoopConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _asked_about_once(self) -> PretrainConfig:
+        self.evaluation.check_names(self.data.sources)
+        return self
+
     @property
     def folder(self) -> Path:
         """Where the run is written."""
@@ -143,13 +152,17 @@ class PretrainResult:
 
 def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
-    flat = {key: value for key, value in recipe_fingerprint(config).items() if not key.startswith("data.index.")}
+    free = ("data.index.", "evaluation.")
+    flat = {key: value for key, value in recipe_fingerprint(config).items() if not key.startswith(free)}
     for key in ("downstream", "downstream_modalities"):  # for the report only, as some keys of a source
         flat.pop(f"data.{key}", None)
     for i, source in enumerate(sources):
         for name in DESCRIPTIVE:
             flat.pop(f"data.sources.{i}.{name}", None)
         flat[f"data.sources.{i}.content"] = source.fingerprint()
+        flat.pop(f"data.sources.{i}.hold_out")
+        if number := config.evaluation.numbers(config.data.sources)[i]:
+            flat[f"data.sources.{i}.hold_out"] = number
     return flat
 
 
@@ -276,6 +289,25 @@ def _say_parts(task: PretrainingTask, say: Callable[[str], None]) -> None:
         say(f"{group.name.replace('_', ' ')}: {group.size / 1e6:.2f} M parameters, {state}")
 
 
+def _evaluator(
+    config: PretrainConfig, task: PretrainingTask, asked: Sequence[Source], say: Callable[[str], None]
+) -> Evaluator | None:
+    """Asks the model about sources while it trains; None where there are none."""
+    if not asked:
+        return None
+    return Evaluator(
+        task.model,
+        task.builder,
+        asked,
+        config.evaluation,
+        out=config.folder,
+        name=config.name,
+        steps=config.steps + config.warm_start.steps,
+        bf16=uses_bf16(config.precision, choose_device(config.device)),
+        say=say,
+    )
+
+
 def pretrain(
     recipe: PretrainConfig | Path | str,
     overrides: Sequence[str] = (),
@@ -304,15 +336,18 @@ def pretrain(
     config = load_recipe(PretrainConfig, recipe, overrides)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
-    sources = config.data.open_sources()
+    whole, others = config.data.open_sources(), config.evaluation.open_sources(config.data.sources, config.data.index)
     resumed = resume and (out / "recipe.yaml").is_file()
-    if resumed:
-        task = build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
-    else:
-        report = _checked(sources, config, say)
-        tokenizer = recipe_tokenizer(config, sources, say)
-        task = build_task(config, sources, tokenizer, say=say)
+    report = None if resumed else _checked([*whole, *others], config, say)
+    splits = find_splits(whole, config.evaluation.numbers(config.data.sources), out / HELD_OUT if resumed else None)
+    sources, held = parted(whole, splits)
+    tokenizer = load_tokenizer(str(out / "tokenizer")) if resumed else recipe_tokenizer(config, sources, say)
+    task = build_task(config, sources, tokenizer, run=out if resumed else None, say=say)
+    evaluator = _evaluator(config, task, [*held, *others], say)
+    if report is not None:
         open_output(out, overwrite=overwrite)
+        if splits:
+            write_splits(out / HELD_OUT, whole, splits)
         _describe(out, config, tokenizer, task, report)
     device = choose_device(config.device)
     model = task.model
@@ -326,8 +361,10 @@ def pretrain(
         resume=resume,
         progress=progress,
         schedule_starts=(0, warm) if warm else (0,),
-        fingerprint=fingerprint(config, sources),
+        fingerprint=fingerprint(config, whole),
+        after_step=evaluator,
     )
+    write_run_report(out, config.name)
     return PretrainResult(out, result)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, StringConstraints
 
 from vitp.config import Config
@@ -54,6 +57,9 @@ class SourceConfig(Config):
     turns: int = Field(default=3, ge=1)  # ours: turns of a record; native data sets only
     weight: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)  # released script: repeat_time
     max_tiles: int | None = Field(default=None, ge=1)  # None: the recipe's; released script: max_dynamic_patch
+    hold_out: int | None = Field(
+        default=None, ge=0
+    )  # records kept from training; None: the recipe's evaluation.hold_out
     augment: AugmentConfig = AugmentConfig()
     images: ImageConfig = ImageConfig()  # bands, scaling, windows and slices of files deeper than 8 bits
     # What follows describes the source in reports and changes nothing in training.
@@ -87,6 +93,7 @@ class Source:
             raise missing(self.root, f"is the root of {label(config)} and no folder")
         self._resolved_root = os.path.realpath(self.root)
         self._parents: dict[str, str] = {}
+        self._rows: NDArray[np.int64] | None = None  # of a part: which samples of the whole
         self._records = open_store(config, self.root, places)
         if len(self._records) == 0:
             raise DataError("holds no record; add some or remove the source", self._records.file)
@@ -95,12 +102,23 @@ class Source:
             raise DataError(f"{found}; complete the file or set the source's samples=null", str(config.declared_in))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) if self._rows is None else len(self._rows)
+
+    def part(self, rows: NDArray[np.int64]) -> Source:
+        """The samples `rows` [n] of this source alone, numbered anew; images, fingerprint and places stay the whole's."""
+        found = copy.copy(self)
+        found._rows = rows if self._rows is None else self._rows[rows]
+        return found
+
+    def row(self, index: int) -> int:
+        """The number a sample has in the whole source (and in its index), which for a part is another one."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"source '{self.config.name}' has no sample {index}, only {len(self)}")
+        return index if self._rows is None else int(self._rows[index])
 
     def where(self, index: int) -> str:
         """``file:line`` of a sample, without reading it."""
-        self._check_index(index)
-        return self._records.where(index)
+        return self._records.where(self.row(index))
 
     def sample(self, index: int) -> Sample:
         """Read and parse one sample.
@@ -109,8 +127,8 @@ class Source:
             DataError: the record is damaged or breaks the rules of `vitp.instruction.records`.
             IndexError: no such sample.
         """
-        self._check_index(index)
-        return parse_record(self._records.record(index), self._records.where(index))
+        row = self.row(index)
+        return parse_record(self._records.record(row), self._records.where(row))
 
     @property
     def places(self) -> Places | None:
@@ -121,10 +139,6 @@ class Source:
         """Hash of the records [start, stop) of a text file."""
         assert isinstance(self._records, TextRecords)
         return self._records.digest_of(start, stop)
-
-    def _check_index(self, index: int) -> None:
-        if not 0 <= index < len(self._records):
-            raise IndexError(f"source '{self.config.name}' has no sample {index}, only {len(self._records)}")
 
     def image_file(self, name: str) -> ImageFile:
         """An image of a sample, for `vitp.images.read`: in a store, behind a URL, or a path; ``str()`` says where.

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from vitp.files import raise_if_unwritable, write_json, write_text
 from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from vitp.train.feeding import Feeding, batches
 from vitp.train.optim import build_optimizer, lr_factor, set_lr
-from vitp.train.task import Progress, StepBatch, Task
+from vitp.train.task import Observation, Progress, StepBatch, Task
 from vitp.train.trackers import Tracker
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -283,6 +284,7 @@ def train(
     progress: Progress | None = None,
     schedule_starts: tuple[int, ...] = (0,),
     fingerprint: dict[str, Any] | None = None,
+    after_step: Callable[[int], Observation | None] | None = None,
 ) -> TrainResult:
     """Train `task` for `config.steps` steps, from the newest checkpoint in `out` when `resume` is set.
 
@@ -294,6 +296,8 @@ def train(
         progress: told after every step.
         schedule_starts: first steps of the phases with a learning-rate schedule of their own.
         fingerprint: values that must be the same when a run is resumed.
+        after_step: called with the number of finished steps, 0 at first, before a checkpoint is written; what it returns is
+            logged.
 
     Raises:
         TrainingError: loss or gradient not finite, or too many unusable samples.
@@ -316,6 +320,8 @@ def train(
     waited_from = time.perf_counter()
     last_saved = checkpoints[-1] if checkpoints else out
     try:
+        if start == 0:
+            tracker.observe(0, after_step)
         steps = range(start, config.steps)
         say = progress.say if progress is not None else lambda _: None
         feed = batches(task, steps, _feeding(config, run.device), say)
@@ -329,6 +335,7 @@ def train(
             _count(total, batch, config.max_skipped_share, out)
             if progress is not None:
                 progress.update(step + 1, config.steps, logs)
+            tracker.observe(step + 1, after_step)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 tracker.flush()
                 state = {"total": total, "fingerprint": fingerprint, "loss": loss}

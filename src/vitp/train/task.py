@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitp.train.optim import ParameterGroup
@@ -37,6 +39,16 @@ class StepBatch:
     def pin_memory(self) -> StepBatch:
         """The same step in pinned memory; torch's loader calls this where a GPU is to copy from it."""
         return replace(self, micros=[micro.pin_memory() for micro in self.micros])
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was found out between two steps: numbers for the log, pictures uint8 [H, W, 3] and texts for TensorBoard."""
+
+    numbers: dict[str, float]
+    pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Task(Protocol):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitp.train.task import StepBatch
+    from vitp.train.task import Observation, StepBatch
 
 
 class Tracker:
@@ -26,6 +27,7 @@ class Tracker:
         self._board = self._open_board(out, start)
         self._reset()
         self.newest: dict[str, float] = {}
+        self._observed: dict[str, float] = {}
 
     @staticmethod
     def _open_board(out: Path, start: int) -> Any:
@@ -63,12 +65,31 @@ class Tracker:
         self._newest_step, self._factor = step, numbers["lr_factor"]
         if step % self.every == 0 or step in (1, self.last):
             self._write()
-        return self.newest
+        return {**self._observed, **self.newest}
+
+    def observe(self, step: int, look: Callable[[int], Observation | None] | None) -> None:
+        """Let `look` see a finished step; what it finds out is a line of its own, and shown in TensorBoard."""
+        found = None if look is None else look(step)
+        if found is None:
+            return
+        self.flush()  # the lines stay in the order of the steps
+        self._observed = _rounded(found.numbers)
+        warned = {"warnings": list(found.warnings)} if found.warnings else {}
+        self._log.write(json.dumps({"step": step, **self._observed, **warned}, ensure_ascii=False) + "\n")
+        self._log.flush()
+        for key, value in self._observed.items():
+            self._board.add_scalar(key, value, step)
+        for key, pixels in found.pictures.items():
+            self._board.add_image(key, pixels, step, dataformats="HWC")
+        for key, text in found.texts.items():
+            self._board.add_text(key, text, step)
+        for text in found.warnings:
+            self._board.add_text("warnings", text, step)
 
     def _write(self) -> None:
         step, factor = self._newest_step, self._factor
         seconds = max(1e-9, self._wait + self._busy)
-        line: dict[str, float] = {"step": step}
+        line: dict[str, float] = {}
         line.update({k: v / self._steps for k, v in self._sums.items() if k != "lr_factor"})
         line.update({f"lr_{name}": lr * factor for name, lr in self.peak_lr.items()})
         counts = self._counts
@@ -81,13 +102,12 @@ class Tracker:
         for key in ("truncated", "text_only"):
             if counts.get(key):
                 line[key] = counts[key]
-        rounded = {k: float(f"{v:.6g}") if k != "step" else v for k, v in line.items()}
-        self._log.write(json.dumps(rounded) + "\n")
+        rounded = _rounded(line)
+        self.newest = {"step": step, **rounded}
+        self._log.write(json.dumps(self.newest) + "\n")
         self._log.flush()
         for key, value in rounded.items():
-            if key != "step":
-                self._board.add_scalar(key, value, step)
-        self.newest = rounded
+            self._board.add_scalar(key, value, step)
         self._reset()
 
     def flush(self) -> None:
@@ -107,7 +127,24 @@ class Tracker:
             self._board.close()
 
 
+def _rounded(numbers: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+
 def read_log(out: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl."""
+    """The lines of a run's log.jsonl about training."""
+    return [line for line in _lines(out) if "loss" in line]
+
+
+def read_evaluations(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log.jsonl about evaluations: step, ``evaluation/...`` numbers, and warnings if there were any.
+
+    A step evaluated twice, because the run was killed before its first checkpoint, counts once.
+    """
+    found = {line["step"]: line for line in _lines(out) if "loss" not in line}
+    return [found[step] for step in sorted(found)]
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
     lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.strip()]

@@ -102,6 +102,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     doc_lengths: Sequence[int] | None = None,
+    key_mask: Tensor | None = None,
     **_: Any,  # transformers hands every attention function its whole keyword set
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document of a packed row.
@@ -115,6 +116,7 @@ def packed_attention(
         scaling: softmax scale, None for 1 / sqrt(D).
         dropout: must be 0.
         doc_lengths: lengths that sum to S; None means every row is one document, new queries at its end (generation).
+        key_mask: bool [B, S], without `doc_lengths` and for one new query a row: the keys it attends; None for all.
 
     Returns:
         ([B, S, H, D], None).
@@ -124,7 +126,10 @@ def packed_attention(
     if doc_lengths is None:
         aligned = query.shape[2] == key.shape[2]
         assert aligned or query.shape[2] == 1, "cached decoding takes one new token at a time"
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=aligned, scale=scaling, enable_gqa=True)
+        mask = None if key_mask is None else key_mask[:, None, None]
+        out = F.scaled_dot_product_attention(
+            query, key, value, mask, is_causal=aligned and mask is None, scale=scaling, enable_gqa=True
+        )
     elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = _varlen(query, key, value, doc_lengths, scaling)
     elif not query.is_cuda and query.dtype == torch.bfloat16 and _are_short(doc_lengths):

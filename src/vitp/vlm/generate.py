@@ -1,19 +1,30 @@
-"""Greedy answers of the model, in batches of equal prompt length, with the language model's own cache."""
+"""Greedy answers of the model, in batches of any prompt lengths, with the language model's own cache.
+
+Prompts are read as one packed row, exactly as in training; the keys and values of each are then laid side by side, filled
+up to the longest, and the answers grow as one batch in which a row attends to its own positions alone.
+
+Shape legend: B prompts, L longest prompt, G key/value heads, D head width, W language-model width.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import DynamicCache
 
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.sample import IMAGE_MARK, Turn
 from vitp.instruction.tiling import TilingConfig, cut_tiles
 from vitp.vlm.model import VisionLanguageModel
+
+_TILES = 64  # tiles the tower sees at once; about what a training pack holds
 
 
 @dataclass(frozen=True)
@@ -24,12 +35,35 @@ class Question:
     text: str
 
 
-def _prompt(question: Question) -> tuple[Turn, ...]:
-    mark = f"{IMAGE_MARK}\n" if question.image is not None and IMAGE_MARK not in question.text else ""
-    return (Turn("user", mark + question.text),)
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to where an answer begins, visual tokens that were dropped already gone.
+
+    tiles: uint8 [t, 3, S, S]; ids, positions: int64 [l], positions as before dropping; slots, kept: int64 [k], where the
+    kept visual tokens stand in ids and which of the prompt's they are.
+    """
+
+    tiles: Tensor
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    kept: NDArray[np.int64]
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode and without gradients; afterwards every module and torch's generators are as they were."""
+    trained = [module for module in model.modules() if module.training]
+    devices = [parameter.device for parameter in model.parameters()][:1]
+    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module in trained:
+                module.training = True
+
+
 def answer(
     model: VisionLanguageModel,
     tokenizer: Any,
@@ -52,51 +86,123 @@ def answer(
     Returns:
         one text per question, in order.
     """
-    assert not model.training, "call model.eval() first"
     chat = ChatFormat(tokenizer)
+    prompts = [_prompt(model, chat, question, tiling) for question in questions]
+    return generate(model, chat, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+def _prompt(model: VisionLanguageModel, chat: ChatFormat, question: Question, tiling: TilingConfig) -> Prompt:
+    size, image = model.image_size, question.image
+    tiles = torch.zeros(0, 3, size, size, dtype=torch.uint8) if image is None else cut_tiles(image, tiling, size)
+    mark = f"{IMAGE_MARK}\n" if image is not None and IMAGE_MARK not in question.text else ""
+    counts = [] if image is None else [len(tiles) * model.tokens_per_tile]
+    encoded = chat.encode_prompt((Turn("user", mark + question.text),), counts)
+    slots = np.flatnonzero(encoded.visual)
+    return Prompt(tiles, encoded.ids.astype(np.int64), np.arange(len(encoded.ids)), slots, np.arange(len(slots)))
+
+
+@torch.no_grad()
+def generate(
+    model: VisionLanguageModel,
+    chat: ChatFormat,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+) -> list[str]:
+    """Continue every prompt greedily up to the template's end of an answer.
+
+    Args:
+        model: in eval mode.
+        chat: the model's template and tokenizer.
+        prompts: of any lengths; those of about the same length share a batch.
+        max_new_tokens: where an answer without an end is cut.
+        batch_size: prompts continued at once.
+
+    Returns:
+        one text per prompt, in order, without blanks at its ends.
+    """
+    assert not model.training, "call model.eval() first"
     end = chat.end_token_id
-    device = next(model.parameters()).device
-    groups: dict[tuple[int, int], list[tuple[int, Tensor, Tensor, Tensor]]] = defaultdict(list)
-    for i, question in enumerate(questions):
-        tiles = [] if question.image is None else [cut_tiles(question.image, tiling, model.image_size)]
-        encoded = chat.encode_prompt(_prompt(question), [len(t) * model.tokens_per_tile for t in tiles])
-        stacked = (
-            torch.cat(tiles) if tiles else torch.zeros(0, 3, model.image_size, model.image_size, dtype=torch.uint8)
-        )
-        ids = torch.from_numpy(encoded.ids).long()
-        groups[(len(ids), len(stacked))].append((i, ids, torch.from_numpy(encoded.visual), stacked))
-    answers = [""] * len(questions)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            part = group[start : start + batch_size]
-            ids = torch.stack([p[1] for p in part]).to(device)
-            visual = torch.stack([p[2] for p in part]).to(device)
-            tiles_batch = torch.cat([p[3] for p in part]).to(device)
-            new = _decode(model, ids, visual, tiles_batch, end, max_new_tokens)
-            for (i, *_), tokens in zip(part, new, strict=True):
-                answers[i] = tokenizer.decode(tokens, skip_special_tokens=False).strip()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        for i, tokens in zip(chosen, _decode(model, [prompts[i] for i in chosen], end, max_new_tokens), strict=True):
+            answers[i] = chat.tokenizer.decode(tokens, skip_special_tokens=False).strip()
     return answers
 
 
-def _decode(
-    model: VisionLanguageModel, ids_BL: Tensor, visual_BL: Tensor, tiles: Tensor, end: int, max_new_tokens: int
-) -> list[list[int]]:
-    """New token ids of each row, up to its end token."""
+def _inputs(model: VisionLanguageModel, prompts: Sequence[Prompt]) -> Tensor:
+    """The language model's inputs of all prompts in one row, [1, sum of lengths, W]."""
+    device = model.mean.device
+    lengths = np.cumsum([0, *(len(p.ids) for p in prompts)])
+    cells = np.cumsum([0, *(len(p.tiles) * model.tokens_per_tile for p in prompts)])
+    ids = torch.from_numpy(np.concatenate([p.ids for p in prompts])).to(device)
+    inputs: Tensor = model.language_model.get_input_embeddings()(ids)  # type: ignore[operator]
+    kept = np.concatenate([p.kept + at for p, at in zip(prompts, cells, strict=False)])
+    if len(kept):
+        slots = np.concatenate([p.slots + at for p, at in zip(prompts, lengths, strict=False)])
+        tiles = torch.cat([p.tiles for p in prompts if len(p.tiles)])
+        patches = torch.cat([model.encode(part.to(device)) for part in torch.split(tiles, _TILES)])
+        visual = model.project(patches, torch.from_numpy(kept).to(device))
+        inputs = inputs.index_copy(0, torch.from_numpy(slots).to(device), visual.to(inputs.dtype))
+    return inputs[None]
+
+
+def _side_by_side(packed: DynamicCache, lengths: Sequence[int]) -> DynamicCache:
+    """A cache of one packed row as a cache of B rows, [B, G, L, D]; what fills up the shorter ones is never attended."""
+    cache, longest = DynamicCache(), max(lengths)
+    for number, layer in enumerate(packed.layers):
+        rows = [
+            torch.stack(
+                [
+                    nn.functional.pad(part[0], (0, 0, 0, longest - part.shape[2]))
+                    for part in kv.split_with_sizes(list(lengths), 2)
+                ]
+            )
+            for kv in (layer.keys, layer.values)
+        ]
+        cache.update(rows[0], rows[1], number)
+    return cache
+
+
+def _decode(model: VisionLanguageModel, prompts: Sequence[Prompt], end: int, max_new_tokens: int) -> list[list[int]]:
+    """New token ids of each prompt, up to its end token."""
     language: Any = model.language_model
-    embeds = language.get_input_embeddings()(ids_BL)
-    if len(tiles):
-        patches = model.encode(tiles)
-        every = torch.arange(len(tiles) * model.tokens_per_tile, device=tiles.device)
-        embeds[visual_BL] = model.project(patches, every).to(embeds.dtype)
-    out = language(inputs_embeds=embeds, use_cache=True)
-    rows: list[list[int]] = [[] for _ in range(len(ids_BL))]
-    open_rows = torch.ones(len(ids_BL), dtype=torch.bool, device=ids_BL.device)
-    for _ in range(max_new_tokens):
-        token = out.logits[:, -1].argmax(-1)
-        open_rows &= token != end
-        for row in open_rows.nonzero().flatten().tolist():
-            rows[row].append(int(token[row]))
-        if not open_rows.any():
+    head, embedding = language.get_output_embeddings(), language.get_input_embeddings()
+    lengths, device = [len(p.ids) for p in prompts], model.mean.device
+    positions = torch.from_numpy(np.concatenate([p.positions for p in prompts])).to(device)
+    packed = DynamicCache()
+    states = language.model(
+        inputs_embeds=_inputs(model, prompts),
+        position_ids=positions[None],
+        past_key_values=packed,
+        use_cache=True,
+        doc_lengths=tuple(lengths),
+    ).last_hidden_state[0]
+    sizes = torch.tensor(lengths, device=device)
+    last = sizes.cumsum(0) - 1
+    states, following = states[last], positions[last] + 1
+    cache = _side_by_side(packed, lengths)
+    room = torch.arange(max(lengths) + max_new_tokens, device=device)
+    # Positions of the prompts that exist, and all of the answers: these stand behind the longest prompt.
+    seen = (room < sizes[:, None]) | (room >= max(lengths))
+    rows: list[list[int]] = [[] for _ in prompts]
+    is_open = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    for new in range(max_new_tokens):
+        token = head(states).argmax(-1)
+        is_open &= token != end
+        for row, (goes_on, chosen) in enumerate(torch.stack([is_open, token]).T.tolist()):
+            if goes_on:
+                rows[row].append(chosen)
+        if new + 1 == max_new_tokens or not any(len(row) > new for row in rows):
             break
-        out = language(input_ids=token[:, None], past_key_values=out.past_key_values, use_cache=True)
+        states = language.model(
+            inputs_embeds=embedding(token[:, None]),
+            position_ids=(following + new)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            key_mask=seen[:, : max(lengths) + new + 1],
+        ).last_hidden_state[:, -1]
     return rows
