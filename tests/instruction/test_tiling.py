@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -42,6 +42,30 @@ def test_count_equals_what_is_cut(width: int, height: int, most: int, images: in
     columns, rows = choose_grid(width, height, 1, max(1, most // images), 448)
     assert columns * rows <= max(1, most // images)
     assert tile_count(width, height, config, 448, images) == columns * rows + (columns * rows > 1)
+
+
+@settings(max_examples=60)
+@given(
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 5), st.integers(1, 9)),
+    st.integers(1, 4),
+    st.sampled_from(["share", "each"]),
+    st.sampled_from(["released", "columns"]),
+    st.sampled_from(["torch", "pillow"]),
+    st.booleans(),
+)
+def test_whatever_the_options_as_many_tiles_are_cut_as_counted(
+    size: tuple[int, int], tiles: tuple[int, int], images: int, several: str, order: str, resize: str, thumbnail: bool
+) -> None:
+    fewest, most = sorted(tiles)
+    config = TilingConfig.model_validate(
+        {"min_tiles": fewest, "max_tiles": most, "several_images": several, "grid_order": order, "resize": resize,
+         "thumbnail": thumbnail}
+    )  # fmt: skip
+    cut = cut_tiles(torch.zeros(3, *size, dtype=torch.uint8), config, 8, images)
+    assert len(cut) == tile_count(size[1], size[0], config, 8, images)
+    if several == "each":
+        assert fewest <= len(cut) - (thumbnail and len(cut) > 1) <= most
 
 
 def assert_close_levels(tile: torch.Tensor, expected: np.ndarray) -> None:

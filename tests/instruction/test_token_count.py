@@ -15,9 +15,11 @@ from transformers import PreTrainedTokenizerFast
 from vitp.errors import CheckpointError
 from vitp.instruction.chat import SPECIAL_TOKENS, ChatFormat
 from vitp.instruction.chat_frame import find_frame
+from vitp.instruction.chat_template import CHATML
+from vitp.instruction.pieces import PATTERNS, cuts_at_spaces
 from vitp.instruction.sample import Turn
-from vitp.instruction.token_count import _PATTERNS, TokenCounter, cuts_at_spaces, tokenizer_fingerprint
-from vitp.vlm.tokenizer import CHATML, build_tokenizer, load_tokenizer
+from vitp.instruction.token_count import TokenCounter, tokenizer_fingerprint
+from vitp.vlm.tokenizer import build_tokenizer, load_tokenizer
 
 QWEN = Path(__file__).parents[2] / "../shared/data/tokenizers/qwen2"
 CORPUS = [
@@ -64,7 +66,12 @@ def split_by(pattern: str) -> Any:
 
 TOKENIZERS = {
     "own": lambda: build_tokenizer(CORPUS, 400),
-    **{f"pattern {n}": lambda p=p: trained(split_by(p)) for n, p in enumerate(sorted(_PATTERNS))},
+    **{f"pattern {n}": lambda p=p: trained(split_by(p)) for n, p in enumerate(sorted(PATTERNS))},
+    "digits": lambda: trained(
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    ),
     "unknown pattern": lambda: trained(split_by(r"\s?\S+\s\S+|\s+|\S+")),  # two words in one piece
     "one piece": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)),
 }

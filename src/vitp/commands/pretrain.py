@@ -14,6 +14,7 @@ from vitp.config import Config, save
 from vitp.errors import CheckpointError, DataError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
+from vitp.instruction.chat_template import ChatConfig, apply_chat_config
 from vitp.instruction.check import check_sources
 from vitp.instruction.check_report import CheckReport
 from vitp.instruction.held_out import HELD_OUT, find_splits, parted, write_splits
@@ -58,6 +59,7 @@ class DataConfig(Config):
     meta: Path | None = None  # a released mixture JSON instead of sources; read at once, and None from then on
     base: Path | None = None  # joined to relative roots (and a meta file's paths) at once, and None from then on
     tiling: TilingConfig = TilingConfig()
+    chat: ChatConfig = ChatConfig()
     max_length: int = Field(default=4096, ge=16)  # released scripts; tokens of a sample before dropping
     bad_samples: Literal["stop", "skip"] = "stop"  # what to do about samples that `vitp check` calls unusable
     downstream: tuple[Downstream, ...] = ()  # tasks the backbone is for; `vitp check` says what the mixture lacks
@@ -183,7 +185,8 @@ def _texts(sources: Sequence[Source], limit: int = 200_000) -> Iterator[str]:
 def recipe_tokenizer(
     config: PretrainConfig, sources: Sequence[Source], say: Callable[[str], None] = lambda _: None
 ) -> Any:
-    """The model's own tokenizer, or for a language model from scratch one built from the sources' text.
+    """The model's own tokenizer, or for a language model from scratch one built from the sources' text; with the
+    recipe's chat template.
 
     Raises:
         CheckpointError: there is none where the recipe says.
@@ -191,15 +194,16 @@ def recipe_tokenizer(
     language = config.model.language_model
     origin = config.model.vlm or language.path
     if origin is not None:
-        return tokenizer_of(origin, say)
-    return build_tokenizer(_texts(sources), language.vocabulary)
+        return apply_chat_config(tokenizer_of(origin, say), config.data.chat, origin)
+    return apply_chat_config(build_tokenizer(_texts(sources), language.vocabulary), config.data.chat)
 
 
 def size_rules(config: PretrainConfig, tokenizer: Any) -> SizeRules:
     """What an index must know of a recipe."""
     tower = config.model.tower
     side = tower.image_size // tower.patch_size // config.model.pixel_shuffle
-    return SizeRules(ChatFormat(tokenizer), config.data.tiling, tower.image_size, side * side, config.data.max_length)
+    chat = ChatFormat(tokenizer, config.data.chat.tokenise)
+    return SizeRules(chat, config.data.tiling, tower.image_size, side * side, config.data.max_length)
 
 
 def build_model(
@@ -231,7 +235,7 @@ def build_task(
     model = build_model(config, tokenizer, run, say)
     builder = StepBuilder(
         sources,
-        ChatFormat(tokenizer),
+        ChatFormat(tokenizer, config.data.chat.tokenise),
         seed=config.seed,
         batch_size=config.batch_size,
         tile_size=config.model.tower.image_size,
@@ -351,6 +355,7 @@ def pretrain(
         _describe(out, config, tokenizer, task, report)
     device = choose_device(config.device)
     model = task.model
+    say(f"a conversation is shown as {task.builder.chat.example()!r}")
     choose_attention(model.tower, model.grid**2, device, bf16=uses_bf16(config.precision, device))
     _say_parts(task, say)
     warm = config.warm_start.steps

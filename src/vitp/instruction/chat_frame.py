@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vitp.errors import CheckpointError
-from vitp.instruction.chat import ChatFormat
+from vitp.instruction.chat import ChatFormat, cut_at_answers
 from vitp.instruction.sample import Role, Turn
 
 _Located = tuple[str, list[tuple[int, int]]]
@@ -87,15 +87,6 @@ class Frame:
                 middle = (text for k, i in enumerate(places) for text in (turns[i].text, literals[k + 1]))
                 found.append((answer, "".join((literals[0], *middle))))
         return found
-
-
-def cut_at_answers(whole: str, spans: Sequence[tuple[int, int]]) -> list[tuple[bool, str]]:
-    """A rendered text in parts, each tokenised on its own: between answers, and answers (true)."""
-    parts, at = [], 0
-    for begin, end in spans:
-        parts += [(False, whole[at:begin]), (True, whole[begin:end])]
-        at = end
-    return [*parts, (False, whole[at:])]
 
 
 class _OwnRenderer:

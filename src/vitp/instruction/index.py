@@ -75,7 +75,7 @@ class SizeRules:
     def settings(self, config: SourceConfig) -> str:
         """Fingerprint of all of it for one source."""
         if not self._tokenizer:
-            self._tokenizer.append(tokenizer_fingerprint(self.chat.tokenizer))
+            self._tokenizer.append(f"{tokenizer_fingerprint(self.chat.tokenizer)} {self.chat.tokenise}")
         tiling = self.tiling.with_most(config.max_tiles).model_dump(mode="json")
         return _hash(
             VERSION, self._tokenizer[0], tiling, self.tile_size, self.tokens_per_tile, self.max_length, sizing(config)

@@ -3,8 +3,9 @@
 Two facts make that possible, and both are checked rather than assumed; where one does not hold, the slow way is taken.
 
 * Most chat templates copy the texts and look at the roles alone (`vitp.instruction.chat_frame`).
-* Byte-level BPE tokenises every piece of its pre-tokeniser on its own, and with the patterns in `_PATTERNS` no piece holds
-  a space that follows anything but blanks. So a text may be cut in front of such spaces, and each word counted once.
+* Byte-level BPE tokenises every piece of its pre-tokeniser on its own, and with the patterns known to
+  `vitp.instruction.pieces` no piece holds a space that follows anything but blanks. So a text may be cut in front of such
+  spaces, and each word counted once.
 """
 
 from __future__ import annotations
@@ -21,18 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vitp.instruction.chat import IMAGE_END, IMAGE_START, ChatFormat
-from vitp.instruction.chat_frame import Frame, cut_at_answers, find_frame
+from vitp.instruction.chat import IMAGE_END, IMAGE_START, ChatFormat, cut_at_answers
+from vitp.instruction.chat_frame import Frame, find_frame
+from vitp.instruction.pieces import cuts_at_spaces
 from vitp.instruction.sample import IMAGE_MARK, Role, Turn
 
-# Pre-tokeniser patterns in which a space is the first character of a piece, or the piece is blank throughout.
-_PATTERNS = frozenset((
-    # Qwen2, Qwen2.5, Qwen3; with it InternVL 2.5 and later
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # Llama 3, cl100k
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-))  # fmt: skip
-_NORMALIZERS = ("NFC", "NFD")  # neither joins nor reorders anything across a space
 _WORD_SPACE = re.compile(r"(?<=\S) ")  # a space that begins a word
 _ENDS_LINE = re.compile(r"\S\n\Z")
 _WORDS = 1 << 18  # words remembered, about 30 MB
@@ -88,6 +82,10 @@ class TokenCounter:
                 parts = list(zip(loose.answers, [turn.text for turn in turns], strict=True))
             else:
                 parts = cut_at_answers(*self._chat.locate(turns)) if frame is None else frame.texts(turns)
+                if not self._chat.splits(parts):
+                    encoded = self._chat.encode(turns, [0] * sum(turn.text.count(IMAGE_MARK) for turn in turns))
+                    known[number], known_supervised[number] = len(encoded.ids), encoded.supervised
+                    continue
             for answer, part in parts:
                 if answer or IMAGE_MARK not in part:
                     pieces.append(part)
@@ -117,7 +115,9 @@ class TokenCounter:
             self._frames[roles] = frame, loose
         if loose is not None:
             for turn, after in zip(turns, loose.after_line_end, strict=True):
-                if after and turn.text[:1].isspace():  # may be joined to the end of the literal
+                if (after or turn.role == "assistant") and turn.text[
+                    :1
+                ].isspace():  # may be joined to the literal before
                     return frame, None
         return frame, loose
 
@@ -127,6 +127,8 @@ class TokenCounter:
         That is so where an added token follows the turn, and where one line end stands before it: no pattern known here
         joins a line end to what follows, unless that is blank.
         """
+        if not self._chat.splits(frame.texts([Turn("user", "a")] * sum(len(places) for _, _, places in frame.parts))):
+            return None
         text = supervised = 0
         answers: dict[int, bool] = {}
         after: dict[int, bool] = {}
@@ -208,29 +210,6 @@ class _Counts(dict[str, int]):
                 self.clear()
             self[word] = count
         return count
-
-
-def cuts_at_spaces(tokenizer: Any) -> bool:
-    """Whether a text's tokens are those of its words, cut in front of every space that follows no blank."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or type(backend.model).__name__ != "BPE" or getattr(backend.model, "dropout", None):
-        return False
-    if any(" " in t.content or t.lstrip or t.rstrip for t in tokenizer.added_tokens_decoder.values()):
-        return False
-    normalizer = None if backend.normalizer is None else json.loads(backend.normalizer.__getstate__())
-    if normalizer is not None and normalizer["type"] not in _NORMALIZERS:
-        return False
-    if backend.pre_tokenizer is None:
-        return False
-    spec = json.loads(backend.pre_tokenizer.__getstate__())
-    steps = spec["pretokenizers"] if spec["type"] == "Sequence" else [spec]
-    if not steps or any(step["type"] not in ("Split", "ByteLevel") for step in steps):
-        return False
-    first = steps[0]
-    if first["type"] == "ByteLevel":  # GPT-2's own pattern, in which spaces stand first too
-        return bool(first["use_regex"]) and len(steps) == 1
-    known = first["pattern"].get("Regex") in _PATTERNS and first["behavior"] == "Isolated" and not first["invert"]
-    return known and len(steps) == 2 and steps[1]["type"] == "ByteLevel"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

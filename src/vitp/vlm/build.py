@@ -19,7 +19,7 @@ from vitp.vlm.internvl import read_json
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.stored import fill, local_copy, open_stored
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model, language_model_of, load_language_model
-from vitp.vlm.tokenizer import load_tokenizer, read_tokenizer
+from vitp.vlm.tokenizer import embedding_rows, load_tokenizer, read_tokenizer
 from vitp.vlm.weights import fill_vlm, open_vlm, vlm_fields
 
 Say = Callable[[str], None]
@@ -152,7 +152,7 @@ def _language_model(config: LanguageModelConfig, tokenizer: Any, seed: int, say:
     if config.path is None:
         say(f"language model: random, drawn from the seed ({config.depth} layers of width {config.width})")
         return build_language_model(config, len(tokenizer), seed)
-    model = load_language_model(config.path, len(tokenizer), say=say)
+    model = load_language_model(config.path, embedding_rows(tokenizer), say=say)
     say(f"language model: {config.path}")
     return model
 
@@ -164,7 +164,7 @@ def _rows_for(tokenizer: Any, language_model: Any, vlm: str) -> None:
         CheckpointError: so many tokens, so few rows.
     """
     rows = int(language_model.get_input_embeddings().num_embeddings)
-    if len(tokenizer) > rows:
+    if embedding_rows(tokenizer) > rows:
         raise CheckpointError(
             f"{vlm}: its tokenizer has {len(tokenizer)} tokens ({', '.join(SPECIAL_TOKENS[:3])}, ...) and its embedding only "
             f"{rows} rows: the two do not belong together, so give the tokenizer files that were published with the weights"
