@@ -83,7 +83,7 @@ def run_seed(data: Path, out: Path, seed: int, changes: list[str], console: Cons
     assert report.count("error") == 0, report.lines()
     with console.training(f"seed {seed}") as bar:
         pretrain(config, progress=bar, overwrite=(out / "run").exists())
-    export(out / "run", path=out / "vitp.safetensors")
+    export(out / "run", path=out / "vitp.safetensors", overwrite=True)
     plain = backbone_config(config)
     save_backbone(out / "random.safetensors", random_backbone(plain, seed), plain, {"name": "random weights"})
     scores = {}

@@ -140,7 +140,7 @@ def run_arm(args: argparse.Namespace, arm: str, seed: int, console: Console) -> 
             overrides.append(f"vrl.preset={ARMS[arm]}")
             pretrain(name, overrides, progress=bar, overwrite=out.exists())
         scores["pretrain_seconds"] = time.perf_counter() - begun
-        export(out, path=file)
+        export(out, path=file, overwrite=True)
         questions = scene_questions if args.suite == "rsicd" else medical_questions
         scores |= ask(out, questions(args.data))
     measure: Callable[[Path, Path, Path, int], Scores] = rsicd_scores if args.suite == "rsicd" else medical_scores

@@ -218,18 +218,50 @@ def ask(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a pretraining run.")],
-    file: Annotated[Path | None, typer.Argument(help="Where to write; default RUN/backbone.safetensors.")] = None,
-    to: Annotated[str, typer.Option("--to", help="Format: timm.")] = "timm",
+    path: Annotated[Path | None, typer.Argument(help="File or folder to write; default: in RUN, by format.")] = None,
+    to: Annotated[str, typer.Option("--to", help="Format: timm, vitp, hf-vision, hf or onnx.")] = "timm",
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", help="Resize the ViT's positions for this side, pixels.")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option("--patch-size", help="Resample the ViT's patches to this side, pixels.")
+    ] = None,
+    resample: Annotated[
+        str, typer.Option("--resample", help="How: pinv (timm's pseudo-inverse) or bicubic (released code).")
+    ] = "pinv",
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the tensors in the file: fp32 or bf16.")] = "fp32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    push_to: Annotated[
+        str | None, typer.Option("--push-to", help="owner/name on a Hugging Face hub to send it to, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push-to: make it public.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take the ViT out of a run, in a format other tools read, and print the parity after re-loading it."""
+    """Take the ViT or the whole model out of a run for another library, and print the parity after re-loading it there."""
     from vitp.commands.export import export as run_export
 
-    result = run_export(run, to=to, path=file)
+    result = run_export(
+        run,
+        to=to,
+        path=path,
+        image_size=image_size,
+        patch_size=patch_size,
+        resample=resample,  # type: ignore[arg-type]  # any text; what is not a way of resampling is refused
+        dtype=dtype,
+        overwrite=overwrite,
+        push_to=push_to,
+        public=public,
+        say=_say,
+    )
     _say(f"wrote {result.weights}, {result.config}, {result.card}")
-    _say(f"parity: max abs difference {result.max_abs_difference:.3g} (fixed input, re-loaded through timm)")
+    _say(
+        f"parity: max abs difference {result.max_abs_difference:.3g} (fixed input, re-loaded through {result.library})"
+    )
     _say(result.command)
-    _finish({"weights": str(result.weights), "max_abs_difference": result.max_abs_difference}, as_json)
+    if result.pushed:
+        _say(f"pushed: {result.pushed}")
+    numbers = {"weights": str(result.weights), "max_abs_difference": result.max_abs_difference}
+    _finish({**numbers, **({"pushed": result.pushed} if result.pushed else {})}, as_json)
 
 
 @app.command()

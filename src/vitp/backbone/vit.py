@@ -21,15 +21,18 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitp.backbone.published import is_published, is_vision_folder, read_sizes, read_vision_folder, to_timm_names
+from vitp.backbone.resample import Resample, resized
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.files import write_atomic
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
+from vitp.vlm.internvl import read_json
+from vitp.vlm.stored import refuse_pickle
 
 _PLAIN_TOKENS = 400  # measured: above it the score matrix costs more than it saves
 STRIDES = (4, 8, 16, 32)  # what UPerNet and FPN heads expect
 METADATA = "vitp"  # key of the JSON in a weights file's safetensors metadata
-_PICKLES = {".pt", ".pth", ".bin", ".pkl", ".ckpt", ".tar"}
 _POOLING = ("head.", "head_dist.", "attn_pool.")  # parts of a timm classifier that come after the backbone
 # timm model arguments of a config.json -> our fields, and those that change no weight
 _TIMM_FIELDS = {
@@ -229,7 +232,13 @@ def random_backbone(config: BackboneConfig, seed: int) -> ViTBackbone:
         return ViTBackbone(config.create(), config)
 
 
-def save_backbone(path: Path, model: nn.Module, config: BackboneConfig, extra: Mapping[str, str] | None = None) -> None:
+def save_backbone(
+    path: Path,
+    model: nn.Module,
+    config: BackboneConfig,
+    extra: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write one .safetensors file with the weights under timm's own names and the config in its metadata.
 
     ``timm.create_model(config.architecture, checkpoint_path=path, num_classes=0, **config.timm_kwargs())`` reads it
@@ -240,6 +249,7 @@ def save_backbone(path: Path, model: nn.Module, config: BackboneConfig, extra: M
         model: the timm ViT, or the `ViTBackbone` around it.
         config: what `model` was created from.
         extra: further texts for the metadata (where the weights come from, their licence).
+        dtype: of the tensors in the file; None: the model's.
 
     Raises:
         OutputError: no space left or not writable.
@@ -247,28 +257,45 @@ def save_backbone(path: Path, model: nn.Module, config: BackboneConfig, extra: M
     assert path.suffix == ".safetensors", path
     assert not extra or "backbone" not in extra, "the key 'backbone' holds the config"
     vit = model.vit if isinstance(model, ViTBackbone) else model
-    tensors = {name: t.contiguous().cpu() for name, t in model_tensors(vit).items()}
+    tensors = {name: t.to(dtype or t.dtype).contiguous().cpu() for name, t in model_tensors(vit).items()}
     about = {"backbone": config.model_dump(mode="json"), **(extra or {})}
     metadata = {METADATA: json.dumps(about), "format": "pt"}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def load_backbone(path: Path | str, *, trainable: bool = True) -> ViTBackbone:
+def load_backbone(
+    path: Path | str,
+    *,
+    trainable: bool = True,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    resample: Resample = "pinv",
+) -> ViTBackbone:
     """Load a backbone; every tensor of the file is used and every tensor of the model is filled, or it is an error.
 
+    The weights are float32 whatever the file holds. A backbone takes images of any size as it is; the sizes below
+    resample it once, before training on or because a head wants another patch.
+
     Args:
-        path: a .safetensors file written by `save_backbone`, or a folder in timm's local-dir layout
-            (config.json + model.safetensors).
+        path: a .safetensors file written by `save_backbone`, one as ViTP and InternVL publish them (ViT_L_300M_rs, with
+            or without ``vision_model.`` before the names, the ViT alone or a whole model in one file), or a folder of
+            timm (its local-dir layout) or of transformers' InternVLVisionModel (config.json + model.safetensors).
         trainable: False switches gradients off and sets eval mode.
+        image_size: side in pixels to resize the position embeddings for; None: the file's, or with a new `patch_size`
+            the one with as many patches.
+        patch_size: side in pixels to resample the patch embedding to; None: the file's.
+        resample: how: "pinv" (timm's pseudo-inverse) or "bicubic" (the released code); see `vitp.backbone.resample`.
 
     Raises:
         CheckpointError: missing, damaged, a pickle, a training run that was not exported, or another architecture.
+        ConfigError: sizes that do not fit together.
     """
     path = Path(path)
     if path.is_dir():
         config, tensors, weights = _read_folder(path)
     else:
         config, tensors, weights = _read_file(path)
+    config, tensors = resized(config, tensors, image_size, patch_size, resample)
     try:
         backbone = random_backbone(config, seed=0)
     except ConfigError as error:
@@ -298,20 +325,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _read_file(path: Path) -> tuple[BackboneConfig, dict[str, Tensor], Path]:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    if path.suffix in _PICKLES:
-        raise CheckpointError(
-            f"{path}: a pickle can run any code while it is read, so it is never loaded; "
-            "save the weights as .safetensors (safetensors.torch.save_file)"
-        )
+    refuse_pickle(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: expected a .safetensors file or a timm folder (config.json, model.safetensors)")
-    about = read_metadata(path)
+    about, tensors = read_metadata(path), load_tensors(path)
+    if is_published(tensors):
+        tensors = to_timm_names(tensors, path)
+        return _parse(about.get("backbone") or read_sizes(tensors, path), path), tensors, path
     if "backbone" not in about:
         raise CheckpointError(
             f"{path}: its metadata does not say which ViT it holds; write it with `vitp export`, "
             "or give a timm folder (config.json, model.safetensors)"
         )
-    return _parse(about["backbone"], path), load_tensors(path), path
+    return _parse(about["backbone"], path), tensors, path
 
 
 def _parse(fields: object, origin: Path) -> BackboneConfig:
@@ -334,13 +360,12 @@ def _read_folder(folder: Path) -> tuple[BackboneConfig, dict[str, Tensor], Path]
             raise CheckpointError(
                 f"{folder}: has no {file.name}; a timm folder holds config.json and model.safetensors"
             )
-    try:
-        card = json.loads(described.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{described}: is not readable JSON ({error})") from error
-    if not isinstance(card, dict) or "architecture" not in card:
+    card, tensors = read_json(described), load_tensors(weights)
+    if is_vision_folder(card):
+        fields, tensors = read_vision_folder(card, tensors, described)
+        return _parse(fields, described), tensors, weights
+    if "architecture" not in card:
         raise CheckpointError(f"{described}: names no timm 'architecture'; it belongs to another library")
-    tensors = load_tensors(weights)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_POOLING)}
     return _from_timm(card, tensors, described), tensors, weights
 

@@ -1,35 +1,82 @@
-"""`vitp export`: the ViT out of a run, in a format other tools read, with its parity proved and its card written."""
+"""`vitp export`: a run's ViT or whole model in a format other tools read, its parity proved and its card written."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import vitp
-from vitp.backbone.vit import BackboneConfig, save_backbone
+from vitp.backbone.resample import RESAMPLES, Resample, resized
+from vitp.backbone.vit import BackboneConfig
 from vitp.commands.pretrain import PretrainConfig, load_run
-from vitp.errors import CheckpointError, VitpError
+from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.files import write_json, write_text
-from vitp.train.checkpoint import list_checkpoints
+from vitp.release.card import model_card, record
+from vitp.release.contract import Format, OnHub, Release, fixed_input
+from vitp.release.facts import read_facts
+from vitp.release.hub import check_push, push
+from vitp.release.onnx_graph import onnx_command, require_onnx, write_onnx
+from vitp.release.place import CARD, RECORD, check_place, files_of, staged
+from vitp.release.towers import (
+    TIMM_CONFIG,
+    TIMM_WEIGHTS,
+    hf_vision_command,
+    published_command,
+    timm_call,
+    timm_command,
+    write_hf_vision,
+    write_published,
+    write_timm,
+)
+from vitp.release.whole import hf_command, write_hf
+from vitp.train.checkpoint import load_model, model_tensors
 
-FORMATS = ("timm",)
+__all__ = ["FORMATS", "ExportResult", "backbone_config", "export", "fixed_input", "timm_call"]
+
+_SAFE = ".safetensors"
+FORMATS = {
+    made.name: made
+    for made in (
+        Format("timm", "the ViT for timm", "timm", "backbone.safetensors", _SAFE, write_timm, timm_command),
+        Format(
+            "vitp", "the ViT in the released layout", "vitp and transformers", "vitp.safetensors", _SAFE,
+            write_published, published_command,
+        ),
+        Format(
+            "hf-vision", "the ViT for transformers", "transformers' InternVLVisionModel", "hf-vision", "",
+            write_hf_vision, hf_vision_command,
+        ),
+        Format(
+            "hf", "the whole model for transformers", "transformers' InternVLForConditionalGeneration", "hf", "",
+            write_hf, hf_command, whole=True,
+        ),
+        Format(
+            "onnx", "the ViT as a graph", "onnxruntime", "backbone.onnx", ".onnx", write_onnx, onnx_command, dtypes=("fp32",)
+        ),
+    )
+}  # fmt: skip
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written and how close it is to the run's own tower."""
+    """What was written and how close it is to the run's own output.
+
+    `weights` is the file or folder, `config` the record beside or in it, `card` the model card; `max_abs_difference` was
+    measured on the file opened again through `library`; `command` is the expression that opens it; `pushed` is the
+    address of the commit on the hub, empty without one.
+    """
 
     weights: Path
     config: Path
     card: Path
     max_abs_difference: float
     command: str
+    library: str
+    pushed: str = ""
 
 
 def backbone_config(config: PretrainConfig) -> BackboneConfig:
@@ -38,142 +85,125 @@ def backbone_config(config: PretrainConfig) -> BackboneConfig:
     return BackboneConfig(**{name: getattr(config.model.tower, name) for name in names})
 
 
-def timm_call(config: BackboneConfig, path: Path) -> str:
-    """The Python expression that opens the exported file with timm alone."""
-    arguments = ", ".join(f"{k}={v!r}" for k, v in config.timm_kwargs().items())
-    return f"timm.create_model({config.architecture!r}, checkpoint_path={str(path)!r}, num_classes=0, {arguments})"
-
-
-def fixed_input(size: int) -> Tensor:
-    """A normalised test picture [2, 3, size, size], the same on every machine."""
-    at = torch.linspace(-1, 1, size)
-    waves = torch.stack([torch.sin(7 * at[:, None] + 3 * at), torch.cos(5 * at[:, None] * at), at[:, None] - at])
-    return torch.stack([waves, -waves.flip(-1) * 0.5])
-
-
-@torch.no_grad()
-def timm_parity(tower: nn.Module, config: BackboneConfig, path: Path) -> float:
-    """Max abs difference of the patch features between `tower` and the file re-opened through public timm (fp32)."""
-    again = timm.create_model(
-        config.architecture, checkpoint_path=str(path), num_classes=0, **config.timm_kwargs()
-    ).eval()
-    x = fixed_input(config.image_size)
-    ours = tower.eval().float().forward_features(x)  # type: ignore[operator]
-    return float((ours - again.forward_features(x)).abs().max())
-
-
-def model_card(
-    config: PretrainConfig, backbone: BackboneConfig, provenance: dict[str, Any], call: str, file: str, done: int
-) -> str:
-    """Markdown: what it is, from which data and licences, how to open it, how it was made."""
-    sources = "\n".join(
-        f"| {s.name} | {s.modality or 'not stated'} | {s.weight:g} | {s.licence or 'not stated: ask the data owner'} |"
-        for s in config.data.sources
-    )
-    vrl = config.vrl
-    start = "random initialisation" if config.model.tower.weights is None else f"`{config.model.tower.weights.name}`"
-    language = config.model.language_model.path or "a small Qwen2-architecture model built from the recipe"
-    return f"""---
-library_name: timm
-tags: [vision-transformer, visual-instruction-pretraining, vitp]
----
-# {config.name}
-
-A vision transformer pretrained by visual instruction (ViTP, arXiv 2509.17562) with `vitp` {vitp.__version__}.
-
-## Open it
-
-```python
-import timm, vitp
-model = {call}
-backbone = vitp.load_backbone({file!r})  # any image size, four feature maps
-```
-
-`{backbone.architecture}`, {backbone.image_size} px, patch {backbone.patch_size}; pixels in [0, 1] normalised with
-mean {backbone.mean} and std {backbone.std}.
-
-## Pretraining
-
-{done} of {config.steps + config.warm_start.steps} steps ({config.warm_start.steps} of them text only), {config.batch_size}
-samples a step with images, from {start}; language model: {language}; visual tokens dropped (VRL):
-{vrl.ratio:.0%} on {vrl.probability:.0%} of the samples; seed {config.seed}. The full recipe is in the weights' metadata.
-
-## Data and licences
-
-| source | modality | weight | licence |
-|---|---|---|---|
-{sources}
-
-The weights carry whatever terms these sources and the initial weights carry. `vitp` itself is Apache-2.0.
-
-## Provenance
-
-{chr(10).join(f"- {key}: {value}" for key, value in provenance.items())}
-"""
-
-
-def export(run: Path | str, *, to: str = "timm", path: Path | None = None) -> ExportResult:
-    """Write the ViT of a pretraining run, re-load it through the public library, and compare.
+def export(
+    run: Path | str,
+    *,
+    to: str = "timm",
+    path: Path | str | None = None,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    resample: Resample = "pinv",
+    dtype: str = "fp32",
+    overwrite: bool = False,
+    push_to: str | None = None,
+    public: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> ExportResult:
+    """Write a pretraining run's model for another library, open it again there, and compare.
 
     Args:
         run: folder of a pretraining run.
-        to: "timm".
-        path: the weights file to write, ending in .safetensors; default RUN/backbone.safetensors. A JSON beside it is
-            timm's config, a Markdown file is the model card.
+        to: timm, vitp, hf-vision, hf or onnx; see docs/export.md.
+        path: the file or folder to write; default: the format's own name in the run's folder. A record (JSON) and the
+            model card are written beside a file, or in the folder.
+        image_size: side in pixels to resize the ViT's positions for; None: the run's.
+        patch_size: side in pixels to resample the ViT's patch embedding to; None: the run's.
+        resample: "pinv" (timm's pseudo-inverse) or "bicubic" (the released code).
+        dtype: "fp32" or "bf16", of the tensors in the file.
+        overwrite: replace an earlier export at `path`.
+        push_to: owner/name on a Hugging Face hub to send the export to, too; made if missing, private.
+        public: make it public instead.
+        say: receives lines worth reading.
 
     Raises:
-        CheckpointError: not a run, or no checkpoint yet.
-        VitpError: unknown format, a path of another suffix, or the re-loaded weights differ.
+        CheckpointError: not a run, no checkpoint yet, a part that the format cannot hold, or the re-loaded model differs.
+        ConfigError: sizes that do not fit together.
+        OutputError: something is at `path` already, it cannot be written, or the hub cannot be reached.
+        MissingExtraError: onnx without its extra.
+        VitpError: unknown format or dtype, or a path of another suffix.
     """
+    folder = Path(run)
+    made = _format(to, dtype, resample, resized=image_size is not None or patch_size is not None)
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(f"{folder} is not a pretraining run: it holds no recipe.yaml")
+    place = folder / made.default if path is None else Path(path)
+    suffix = _suffix(made, place)
+    check_place(place, suffix, overwrite=overwrite)
+    if push_to is not None:
+        check_push(push_to)
+    with staged(place) as stage:
+        release = _release(folder, image_size, patch_size, resample, _DTYPES[dtype])
+        parity = made.write(release, stage / place.name)
+        parity.require(place, made.library)
+        command = made.command(release, place)
+        _, described, card = files_of(stage / place.name, suffix)
+        named = _hub_name(made, place)
+        reader = Path(place.name) if push_to is None else OnHub(push_to, named)
+        write_json(described, record(release, made, command, parity))
+        write_text(card, model_card(release, made, reader, parity))
+    weights, described, card = files_of(place, suffix)
+    result = ExportResult(weights, described, card, parity.difference, command, made.library)
+    if push_to is None:
+        return result
+    say(f"sending to {push_to} ({'public' if public else 'private'})")
+    message = f"{release.facts.config.name}, step {release.facts.step}, as {made.name} (vitp export)"
+    address = push(_to_send(made, place, suffix), push_to, private=not public, message=message)
+    return replace(result, pushed=address)
+
+
+def _format(to: str, dtype: str, resample: str, *, resized: bool) -> Format:
     if to not in FORMATS:
         raise VitpError(f"--to {to}: unknown format; formats here: {', '.join(FORMATS)}")
-    folder = Path(run)
-    path = folder / "backbone.safetensors" if path is None else Path(path)
-    if path.suffix != ".safetensors":
-        raise VitpError(f"{path}: the weights are written as safetensors; give a name that ends in .safetensors")
-    model, _, config = load_run(folder)
-    done = _read_json(list_checkpoints(folder)[-1] / "state.json")
-    backbone = backbone_config(config)
-    provenance = _read_json(folder / "provenance.json")
-    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    trial = path.with_name(f".{path.stem}.trial.safetensors")  # an earlier export stays until the new one is proved
-    about = {"recipe": recipe, "provenance": json.dumps(provenance), "name": config.name}
-    try:
-        save_backbone(trial, model.tower, backbone, about)
-        difference = timm_parity(model.tower, backbone, trial)
-        if not difference <= 1e-4:
-            raise CheckpointError(f"{path}: re-loaded through timm the weights differ by {difference:.3g}; not written")
-        trial.replace(path)
-    finally:
-        trial.unlink(missing_ok=True)
-    call = timm_call(backbone, path)
-    described = path.with_suffix(".json")
-    write_json(described, timm_config(backbone, int(model.tower.num_features)))  # type: ignore[arg-type]
-    card = path.with_suffix(".md")
-    write_text(card, model_card(config, backbone, provenance, call, path.name, int(done["step"])))
-    return ExportResult(path, described, card, difference, call)
+    made = FORMATS[to]
+    if dtype not in made.dtypes:
+        raise VitpError(f"--dtype {dtype}: {to} is written in {' or '.join(made.dtypes)}")
+    if resample not in RESAMPLES:
+        raise VitpError(f"--resample {resample}: choose {' or '.join(RESAMPLES)}")
+    if made.whole and resized:
+        raise ConfigError(
+            f"--to {to} is the whole model, whose language model knows its own tiles: leave the sizes as they are"
+        )
+    if to == "onnx":
+        require_onnx()
+    return made
 
 
-def timm_config(backbone: BackboneConfig, width: int) -> dict[str, Any]:
-    """The config.json that timm's local-dir and hub loading read."""
-    return {
-        "architecture": backbone.architecture,
-        "num_classes": 0,
-        "num_features": width,
-        "model_args": backbone.timm_kwargs(),
-        "pretrained_cfg": {
-            "input_size": [3, backbone.image_size, backbone.image_size],
-            "interpolation": "bicubic",
-            "mean": list(backbone.mean),
-            "std": list(backbone.std),
-            "num_classes": 0,
-        },
-    }
+def _suffix(made: Format, place: Path) -> str:
+    """The suffix of the file to write, "" for a folder; timm's format may be either."""
+    if made.name == "timm" and not place.suffix:
+        return ""
+    if made.suffix and place.suffix != made.suffix:
+        or_folder = ", or of a folder without a dot" if made.name == "timm" else ""
+        raise VitpError(f"{place}: --to {made.name} writes one file; give a name that ends in {made.suffix}{or_folder}")
+    return made.suffix
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _release(
+    folder: Path, image_size: int | None, patch_size: int | None, how: Resample, dtype: torch.dtype
+) -> Release:
+    """The run, and its tower at the sizes and in the precision asked for."""
+    model, tokenizer, config = load_run(folder)
+    own = backbone_config(config)
+    backbone, tensors = resized(own, model_tensors(model.tower), image_size, patch_size, how)
+    tower: nn.Module = model.tower
+    if backbone != own or dtype != torch.float32:
+        tower = backbone.create()
+        rounded = {name: tensor.to(dtype).float() for name, tensor in tensors.items()}
+        load_model(tower, rounded, folder)
+    return Release(model, tokenizer, tower.eval().float(), backbone, read_facts(folder, config, model), dtype)
+
+
+def _hub_name(made: Format, place: Path) -> str:
+    """What the weights are called on a hub; the ONNX graph names the file beside it and therefore keeps its own name."""
+    return place.name if made.name == "onnx" else TIMM_WEIGHTS
+
+
+def _to_send(made: Format, place: Path, suffix: str) -> dict[str, Path]:
+    """Name in the repository -> file."""
+    if not suffix:
+        return {str(file.relative_to(place)): file for file in sorted(place.rglob("*")) if file.is_file()}
+    weights, described, card = files_of(place, suffix)
+    files = {_hub_name(made, place): weights, CARD: card}
+    files[TIMM_CONFIG if made.name == "timm" else RECORD] = described
+    beyond = place.with_name(f"{place.name}.data")  # weights too large for one file
+    return {**files, **({beyond.name: beyond} if beyond.is_file() else {})}

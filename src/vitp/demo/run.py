@@ -264,7 +264,7 @@ def _backbones(
         with console.training(f"pretrain ({TITLES[arm]})") as bar, stage("pretraining"):
             pretrained[arm] = pretrain(recipe, progress=bar, say=console.say if arm == "vitp" else lambda _: None)
         with stage("export"):
-            exported[arm] = export(out / arm, path=out / f"{arm}.safetensors")
+            exported[arm] = export(out / arm, path=out / f"{arm}.safetensors", overwrite=True)
         files[arm] = exported[arm].weights
         console.say(f"exported {files[arm]} (max abs difference through timm {exported[arm].max_abs_difference:.2g})")
     plain = backbone_config(recipe)
