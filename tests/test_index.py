@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -642,3 +643,20 @@ def test_the_default_place_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, t
     assert IndexConfig().place == tmp_path / "vitp" / "index"
     monkeypatch.setenv("VITP_CACHE", str(tmp_path / "own"))
     assert IndexConfig().place == tmp_path / "own" / "index"
+
+
+def test_quads_count_where_images_move(root: Path, chat: ChatFormat) -> None:
+    """Unreadable ones are refused as in training, and crops that quads may widen count as the whole image."""
+    texts = ["<quad>[[10, 20, 900, 20, 900, 800, 10, 800]]</quad>", "<quad>[[1, 2]]</quad>", "nothing located"]
+    name = next(p.name for p in sorted(root.iterdir()) if p.suffix == ".png")
+    turns = [[{"role": "user", "content": "<image>a"}, {"role": "assistant", "content": text}] for text in texts]
+    (root / "a.jsonl").write_text("".join(json.dumps({"images": [name], "messages": t}) + "\n" for t in turns))
+    for moves in (True, False):
+        augment = AugmentConfig(rot90=moves, crop_min_scale=0.2 if moves else 1.0)
+        source, rules = Source(config_of(root, augment=augment)), rules_of(chat)
+        index, steps = build_index(source, rules, kept(root)), builder(source, rules, TokenDropConfig())
+        assert index.unusable.tolist() == ([1] if moves else [])
+        assert [bool(flag & Flag.BOXES) for flag in index.flags] == [moves, False, False]
+        for i in range(3):
+            with pytest.raises(DataError, match="is no quad") if not index.usable(i) else nullcontext():
+                steps.sample(source, i, 5, 0, text_only=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import timm
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from vitp.backbone.vit import BackboneConfig
 from vitp.instruction.chat import Encoded
 from vitp.instruction.pack import LaidOut, lay_out
 from vitp.vlm.loss import Weighting
@@ -55,3 +57,16 @@ def laid_out_sample(
     pixels = torch.from_numpy(rng.integers(0, 256, (tiles, 3, SIZE, SIZE), dtype=np.uint8))
     depth = rng.random((tiles, MODULES), dtype=np.float32)
     return lay_out(encoded, pixels, depth, keep(n, r, rng), weighting, 4096, f"sample {seed}")
+
+
+def paper_model() -> VisionLanguageModel:
+    """The paper's sizes without weights: InternViT-300M at 448 pixels, Qwen2.5-0.5B with embeddings tied."""
+    with torch.device("meta"):
+        tower = BackboneConfig(architecture="vit_intern300m_patch14_448", image_size=448, patch_size=14).create()
+        config = Qwen2Config(
+            vocab_size=151674, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+            num_key_value_heads=2, tie_word_embeddings=True,
+        )  # fmt: skip
+        return VisionLanguageModel(
+            tower, Qwen2ForCausalLM(config), image_size=448, factor=2, mean=(0.0,) * 3, std=(1.0,) * 3, drop_path=0.1
+        )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vitp.backbone.vit import ViTBackbone, load_backbone
     from vitp.commands.ask import ask
     from vitp.commands.check import check
+    from vitp.commands.estimate import estimate
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
     from vitp.commands.index import index
@@ -27,6 +28,7 @@ _HOMES = {
     "VitpError": "vitp.errors",
     "ask": "vitp.commands.ask",
     "check": "vitp.commands.check",
+    "estimate": "vitp.commands.estimate",
     "export": "vitp.commands.export",
     "finetune": "vitp.commands.finetune",
     "index": "vitp.commands.index",
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "ask",
     "check",
+    "estimate",
     "export",
     "finetune",
     "index",

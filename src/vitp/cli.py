@@ -33,6 +33,11 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _speaks() -> bool:
+    """Whether this process is the one of many ranks that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for data, runs and report.")] = Path("out/demo"),
@@ -144,6 +149,43 @@ def index(
 
 
 @app.command()
+def estimate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="One kind of GPU: a40, a100, h100, h200, l40s, ...")] = None,
+    gpus: Annotated[int, typer.Option("--gpus", help="How many share the run.")] = 1,
+    efficiency: Annotated[
+        float | None, typer.Option("--efficiency", help="Useful FLOP/s over the dense peak; default 0.4.")
+    ] = None,
+    tiles: Annotated[float | None, typer.Option("--tiles", help="Of every sample, instead of the data's.")] = None,
+    text: Annotated[float | None, typer.Option("--text", help="Text tokens of every sample, with --tiles.")] = None,
+    supervised: Annotated[float | None, typer.Option("--supervised", help="Of these, tokens of answers.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what pretraining would cost: parameters, FLOPs, memory, the largest pack, hours. No GPU, no checkpoint."""
+    from rich.console import Console as RichConsole
+
+    from vitp.commands.estimate import EFFICIENCY
+    from vitp.commands.estimate import estimate as run
+    from vitp.commands.estimate_report import tables
+
+    found = run(
+        recipe,
+        overrides or [],
+        gpu=gpu,
+        gpus=gpus,
+        efficiency=EFFICIENCY if efficiency is None else efficiency,
+        tiles=tiles,
+        text_tokens=text,
+        supervised_tokens=supervised,
+    )
+    shown = RichConsole(stderr=as_json, highlight=False)
+    shown.width = max(shown.width, 100)  # a table in a file or a pipe is not to be broken
+    shown.print(tables(found))
+    _finish(found.to_json(), as_json)
+
+
+@app.command()
 def synthesize(
     root: Annotated[Path, typer.Argument(help="Folder of a labelled data set.")],
     out: Annotated[Path, typer.Argument(help="JSON Lines file to write.")],
@@ -177,10 +219,13 @@ def pretrain(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain a ViT inside a vision-language model on instruction data."""
+    """Pretrain a ViT inside a vision-language model on instruction data; under torchrun, on many ranks."""
     from vitp.commands.pretrain import pretrain as run
     from vitp.progress import Console
 
+    if not _speaks():
+        run(recipe, overrides or [], resume=resume, overwrite=overwrite)
+        return
     console = Console()
     with console.training("pretrain") as progress:
         result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
@@ -341,13 +386,15 @@ def _finish(numbers: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; a mistake the user can mend is told on standard error, exit code 2."""
-    from vitp.errors import VitpError
+    from vitp.errors import StoppedElsewhereError, VitpError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=True)
+    except StoppedElsewhereError:
+        sys.exit(2)
     except VitpError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error}" if _speaks() else f"error: rank {os.environ['RANK']}: {error}")
         sys.exit(2)
     except OSError as error:  # the disk is full, a folder cannot be read: a traceback would not help
         place = f" ({error.filename})" if error.filename else ""

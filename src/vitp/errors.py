@@ -37,3 +37,7 @@ class TrainingError(VitpError):
 
 class MissingExtraError(VitpError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class StoppedElsewhereError(VitpError):
+    """Another rank tells the user of the mistake for which this process stops; the command line keeps silent."""

@@ -26,6 +26,8 @@ class TrainingProgress:
         for key, label, form in (
             ("loss", "loss", ".3f"),
             ("samples_per_s", "samples/s", ".0f"),
+            ("tflops_per_s", "TFLOP/s", ".3g"),
+            ("mfu", "MFU", ".0%"),
             ("wait_share", "waiting for data", ".0%"),
             ("evaluation/loss", "held-out loss", ".3f"),
             ("evaluation/vqa_exact", "answers right", ".0%"),

@@ -194,10 +194,10 @@ def test_stochastic_depth_belongs_to_the_tile_not_to_the_batch() -> None:
 
 
 def test_stochastic_depth_keeps_the_expectation() -> None:
-    from vitp.vlm.stochastic_depth import KeyedDropPath
+    from vitp.vlm.stochastic_depth import KeyedDropPath, set_uniforms
 
     module = KeyedDropPath(0.3).train()
-    module.uniform = (torch.arange(1000) + 0.5) / 1000
+    set_uniforms([module], ((torch.arange(1000) + 0.5) / 1000)[:, None])
     out = module(torch.ones(1000, 2))
     assert out.mean().item() == pytest.approx(1.0, abs=1e-6)
     assert (out[:300] == 0).all()

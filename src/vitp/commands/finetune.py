@@ -20,6 +20,7 @@ from vitp.files import write_json
 from vitp.metrics.segmentation import SegmentationScores
 from vitp.recipes import load_recipe
 from vitp.tasks.segment import InferenceConfig, SegmentData, SegmentTask, build_segmenter, save_segmenter, score_masks
+from vitp.train.distributed import refuse_ranks
 from vitp.train.loop import (
     LoopConfig,
     TrainResult,
@@ -154,6 +155,7 @@ def finetune(
     Raises:
         VitpError: any mistake the user can mend; every mask is read once before training starts.
     """
+    refuse_ranks("finetune")
     config = load_recipe(FinetuneConfig, recipe, overrides)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vitp.backbone.vit import choose_attention
+from vitp.commands.precheck import checked
+from vitp.commands.preflight import Fitting, fitted_plan
+from vitp.commands.ranks import share_steps
 from vitp.config import Config, save
 from vitp.errors import CheckpointError, DataError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.chat_template import ChatConfig, apply_chat_config
-from vitp.instruction.check import check_sources
 from vitp.instruction.check_report import CheckReport
 from vitp.instruction.held_out import HELD_OUT, find_splits, parted, write_splits
 from vitp.instruction.index import IndexConfig, SizeRules, open_source
@@ -25,13 +27,13 @@ from vitp.instruction.plan import PlanConfig
 from vitp.instruction.principles import Downstream, Modality
 from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
-from vitp.progress import lines
 from vitp.provenance import provenance
 from vitp.recipes import load_recipe
 from vitp.report.pretraining import write_run_report
 from vitp.tasks.answering import EvaluationConfig, Evaluator
 from vitp.tasks.pretraining import PretrainingTask
-from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
+from vitp.train.checkpoint import checkpoint_weights, list_checkpoints, load_model
+from vitp.train.distributed import Ranks, joined
 from vitp.train.loop import (
     LoopConfig,
     TrainResult,
@@ -43,8 +45,10 @@ from vitp.train.loop import (
     uses_bf16,
 )
 from vitp.train.task import Progress
+from vitp.vlm.acceleration import StepConfig, accelerate
 from vitp.vlm.build import ModelConfig, assemble, tokenizer_of
 from vitp.vlm.cost import estimate_cost
+from vitp.vlm.flops import Trained, last_block_of
 from vitp.vlm.loss import Weighting
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.token_drop import TokenDropConfig
@@ -87,7 +91,7 @@ class WarmStartConfig(Config):
     batch_size: int = Field(default=128, ge=1)
 
 
-class PretrainConfig(LoopConfig):
+class PretrainConfig(LoopConfig, StepConfig):
     """A pretraining recipe."""
 
     name: str
@@ -139,6 +143,16 @@ class PretrainConfig(LoopConfig):
         return self
 
     @property
+    def trained(self) -> Trained:
+        """Which parts have a learning rate above 0."""
+        return Trained(self.lr_tower > 0, self.lr_projector > 0, self.lr_language_model > 0)
+
+    @property
+    def sets_pack_bounds(self) -> bool:
+        """Whether the recipe names bounds of a pack, which are then kept to; those it leaves out may be lowered."""
+        return bool({"max_tiles_per_pack", "max_tokens_per_pack"} & self.model_fields_set)
+
+    @property
     def folder(self) -> Path:
         """Where the run is written."""
         return self.out if self.out is not None else Path("out") / self.name
@@ -152,10 +166,13 @@ class PretrainResult:
     train: TrainResult
 
 
+_SAME_NUMBERS = frozenset({"checkpointing"})  # a resumed run may have another: it changes no number
+
+
 def fingerprint(config: PretrainConfig, sources: Sequence[Source]) -> dict[str, Any]:
     """Everything that must be equal for a resumed run to be the same run, by dotted path."""
-    free = ("data.index.", "evaluation.")
-    flat = {key: value for key, value in recipe_fingerprint(config).items() if not key.startswith(free)}
+    values, free = recipe_fingerprint(config, _SAME_NUMBERS), ("data.index.", "evaluation.")
+    flat = {key: value for key, value in values.items() if not key.startswith(free)}
     for key in ("downstream", "downstream_modalities"):  # for the report only, as some keys of a source
         flat.pop(f"data.{key}", None)
     for i, source in enumerate(sources):
@@ -249,7 +266,12 @@ def build_task(
             max_tokens_per_pack=config.max_tokens_per_pack,
             max_tiles_per_pack=config.max_tiles_per_pack,
             max_samples_per_pack=config.max_samples_per_pack,
-            cost=estimate_cost(model, tower_trains=config.lr_tower > 0),
+            cost=estimate_cost(
+                model,
+                config.trained,
+                kept_share=config.vrl.kept_share,
+                last_block=last_block_of(model, config.vrl.kept_share),
+            ),
         ),
         text_steps=config.warm_start.steps,
         text_batch_size=config.warm_start.batch_size,
@@ -260,55 +282,6 @@ def build_task(
         lr_tower=config.lr_tower,
         lr_projector=config.lr_projector,
         lr_language_model=config.lr_language_model,
-    )
-
-
-def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[str], None]) -> CheckReport:
-    say(f"checking {sum(len(s) for s in sources)} samples")
-    shown = lines(say, "checked", "samples")
-    report = check_sources(sources, progress=lambda done, total: shown(done, total, ""))
-    found = report.count("error")
-    if found:
-        first = report.errors[0]
-        if config.data.bad_samples == "stop":
-            raise DataError(
-                f"{first.found}; {first.fix} ({found} finding{'s' if found > 1 else ''} in all: `vitp check` lists them; "
-                "data.bad_samples=skip trains without these samples)",
-                first.where,
-            )
-        share = len(report.bad) / max(1, sum(len(s) for s in sources))
-        if share > config.max_skipped_share:
-            raise DataError(
-                f"{share:.0%} of the samples are unusable, more than max_skipped_share {config.max_skipped_share:.0%}, the first "
-                f"because {first.found}; mend them or raise max_skipped_share",
-                first.where,
-            )
-        say(f"{len(report.bad)} unusable samples will be replaced by others of their source (listed in skipped.jsonl)")
-    return report
-
-
-def _say_parts(task: PretrainingTask, say: Callable[[str], None]) -> None:
-    for group in task.parameter_groups():
-        state = f"lr {group.lr:g}" if group.lr > 0 else "frozen (lr 0)"
-        say(f"{group.name.replace('_', ' ')}: {group.size / 1e6:.2f} M parameters, {state}")
-
-
-def _evaluator(
-    config: PretrainConfig, task: PretrainingTask, asked: Sequence[Source], say: Callable[[str], None]
-) -> Evaluator | None:
-    """Asks the model about sources while it trains; None where there are none."""
-    if not asked:
-        return None
-    return Evaluator(
-        task.model,
-        task.builder,
-        asked,
-        config.evaluation,
-        out=config.folder,
-        name=config.name,
-        steps=config.steps + config.warm_start.steps,
-        bf16=uses_bf16(config.precision, choose_device(config.device)),
-        say=say,
     )
 
 
@@ -337,27 +310,60 @@ def pretrain(
     Raises:
         VitpError: any mistake the user can mend, before training where it can be seen before.
     """
-    config = load_recipe(PretrainConfig, recipe, overrides)
+    with joined() as ranks:
+        config = ranks.together(lambda: load_recipe(PretrainConfig, recipe, overrides))
+        ranks.use_devices(config.device)
+        quiet: Callable[[str], None] = say if ranks.first else lambda _: None
+        return _pretrain(config, ranks, resume, overwrite, progress if ranks.first else None, quiet)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    ranks: Ranks,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> PretrainResult:
+    """One rank's part of `pretrain`; `progress` and `say` are rank 0's."""
     out = config.folder
-    check_output(out, resume=resume, overwrite=overwrite)
-    whole, others = config.data.open_sources(), config.evaluation.open_sources(config.data.sources, config.data.index)
-    resumed = resume and (out / "recipe.yaml").is_file()
-    report = None if resumed else _checked([*whole, *others], config, say)
-    splits = find_splits(whole, config.evaluation.numbers(config.data.sources), out / HELD_OUT if resumed else None)
+    ranks.lead(lambda: check_output(out, resume=resume, overwrite=overwrite))
+    whole = ranks.together(config.data.open_sources)
+    same = fingerprint(config, whole)
+    ranks.agree(same, "start all ranks with the same recipe, overrides and data")
+    resumed = ranks.lead(lambda: resume and (out / "recipe.yaml").is_file())
+    others = ranks.together(lambda: config.evaluation.open_sources(config.data.sources, config.data.index))
+    report = ranks.together(lambda: _checked([*whole, *others], config, say) if ranks.first and not resumed else None)
+    numbers = config.evaluation.numbers(config.data.sources)
+    splits = ranks.together(lambda: find_splits(whole, numbers, out / HELD_OUT if resumed else None))
     sources, held = parted(whole, splits)
-    tokenizer = load_tokenizer(str(out / "tokenizer")) if resumed else recipe_tokenizer(config, sources, say)
-    task = build_task(config, sources, tokenizer, run=out if resumed else None, say=say)
-    evaluator = _evaluator(config, task, [*held, *others], say)
-    if report is not None:
-        open_output(out, overwrite=overwrite)
-        if splits:
-            write_splits(out / HELD_OUT, whole, splits)
-        _describe(out, config, tokenizer, task, report)
+    begun = None
+    if not resumed:
+        begun = ranks.together(
+            lambda: _begin(config, sources, report, overwrite, ranks.size, say) if report is not None else None
+        )
+        ranks.lead(lambda: write_splits(out / HELD_OUT, whole, splits) if splits else None)
+        ranks.see_the_same_folder(out)
+    # The other ranks' weights are those of rank 0, which the loop hands out.
+    task = ranks.together(
+        lambda: begun[0] if begun else build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
+    )
+    modes = config.checkpointing_modes
+    fitting = ranks.lead(
+        lambda: begun[1] if begun else fitted_plan(task, config, ranks=ranks.size, resumed=True, say=say, modes=modes)
+    )
+    task.builder.plan = fitting.plan
+    evaluator = ranks.together(lambda: _evaluator(config, task, [*held, *others], ranks, say))
+    if not ranks.alone:
+        share_steps(task.builder, whole, config.data.index, config.strategy, ranks, say)
     device = choose_device(config.device)
     model = task.model
     say(f"a conversation is shown as {task.builder.chat.example()!r}")
     choose_attention(model.tower, model.grid**2, device, bf16=uses_bf16(config.precision, device))
-    _say_parts(task, say)
+    accelerate(model, config, device, fitting.checkpointing, say)
+    for group in task.parameter_groups():
+        state = f"lr {group.lr:g}" if group.lr > 0 else "frozen (lr 0)"
+        say(f"{group.name.replace('_', ' ')}: {group.size / 1e6:.2f} M parameters, {state}")
     warm = config.warm_start.steps
     result = train(
         task,
@@ -366,11 +372,55 @@ def pretrain(
         resume=resume,
         progress=progress,
         schedule_starts=(0, warm) if warm else (0,),
-        fingerprint=fingerprint(config, whole),
+        fingerprint=same,
         after_step=evaluator,
+        ranks=ranks,
     )
-    write_run_report(out, config.name)
+    ranks.lead(lambda: write_run_report(out, config.name))
     return PretrainResult(out, result)
+
+
+def _checked(sources: Sequence[Source], config: PretrainConfig, say: Callable[[str], None]) -> CheckReport:
+    return checked(sources, config.data.bad_samples, config.max_skipped_share, say)
+
+
+def _evaluator(
+    config: PretrainConfig, task: PretrainingTask, asked: Sequence[Source], ranks: Ranks, say: Callable[[str], None]
+) -> Evaluator | None:
+    """Asks the model about sources while it trains; None where there are none."""
+    if not asked:
+        return None
+    return Evaluator(
+        task.model,
+        task.builder,
+        asked,
+        config.evaluation,
+        out=config.folder,
+        name=config.name,
+        steps=config.steps + config.warm_start.steps,
+        bf16=uses_bf16(config.precision, choose_device(config.device)),
+        say=say,
+        rank=ranks.rank,
+        everywhere=config.strategy == "fsdp" and not ranks.alone,
+    )
+
+
+def _begin(
+    config: PretrainConfig,
+    sources: Sequence[Source],
+    report: CheckReport,
+    overwrite: bool,
+    ranks: int,
+    say: Callable[[str], None],
+) -> tuple[PretrainingTask, Fitting]:
+    """A new run: its model built, its folder made."""
+    tokenizer = recipe_tokenizer(config, sources, say)
+    task = build_task(config, sources, tokenizer, say=say)
+    modes = config.checkpointing_modes
+    fitting = fitted_plan(task, config, ranks=ranks, resumed=False, say=say, modes=modes)
+    open_output(config.folder, overwrite=overwrite)
+    _describe(config.folder, config, tokenizer, task, report)
+    return task, fitting
 
 
 def _describe(out: Path, config: PretrainConfig, tokenizer: Any, task: PretrainingTask, report: CheckReport) -> None:
@@ -401,6 +451,5 @@ def load_run(run: Path | str) -> tuple[VisionLanguageModel, Any, PretrainConfig]
     config = load_recipe(PretrainConfig, folder / "recipe.yaml")
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model = build_model(config, tokenizer, run=folder)
-    weights = checkpoints[-1] / "model.safetensors"
-    load_model(model, load_tensors(weights), weights)
+    load_model(model, checkpoint_weights(checkpoints[-1]), checkpoints[-1])
     return model.eval(), tokenizer, config

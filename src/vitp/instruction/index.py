@@ -78,8 +78,9 @@ class SizeRules:
             self._tokenizer.append(f"{tokenizer_fingerprint(self.chat.tokenizer)} {self.chat.tokenise}")
         tiling = self.tiling.with_most(config.max_tiles).model_dump(mode="json")
         return _hash(
-            VERSION, self._tokenizer[0], tiling, self.tile_size, self.tokens_per_tile, self.max_length, sizing(config)
-        )
+            VERSION, self._tokenizer[0], tiling, self.tile_size, self.tokens_per_tile, self.max_length, sizing(config),
+            config.augment.moves,  # unreadable quads are refused where they must move
+        )  # fmt: skip
 
 
 def sizing(config: SourceConfig) -> str:

@@ -33,7 +33,7 @@ from vitp.errors import DataError
 from vitp.files import write_atomic
 from vitp.instruction.places import Places
 
-VERSION = 1  # raised when the meaning of a column changes
+VERSION = 2  # raised when the meaning of a column changes
 _KEY, _SUM, _LENGTH = b"vitp.index", b"crc32", b"bytes"
 _MAGIC = b"ARROW1\0\0"  # behind it an Arrow file is a stream
 _READ = 16 << 20
@@ -61,7 +61,7 @@ class Flag(IntFlag):
 
     UNUSABLE = 1  # training would replace it; `reason` and `message` say why
     TRUNCATED = 2  # longer than max_length: its end is cut off
-    BOXES = 4  # its texts hold boxes, which flips and turns rewrite
+    BOXES = 4  # its texts hold boxes, or quads where they are to be moved, which flips and turns rewrite
     IMAGE = 8  # unusable for the sake of an image file, which may be mended without touching the annotations
 
 

@@ -16,6 +16,7 @@ from vitp.instruction.grammar import GrammarError, parse_boxes
 from vitp.instruction.index import SizeRules
 from vitp.instruction.index_file import IMAGE, SIZE_FIELDS, Flag
 from vitp.instruction.pack import lay_out_text
+from vitp.instruction.quads import parse_quads
 from vitp.instruction.records import RecordError
 from vitp.instruction.sample import Sample
 from vitp.instruction.source import Source
@@ -103,6 +104,11 @@ class Measurer:
         for turn in sample.turns:
             if "<box>" in turn.text:
                 parse_boxes(turn.text)
+                row.flags |= Flag.BOXES
+            moved = (
+                self._source.config.augment.moves and sample.images
+            )  # elsewhere unreadable quads are in nobody's way
+            if moved and parse_quads(turn.text):
                 row.flags |= Flag.BOXES
         if sample.images:
             self._size(sample.images, row.images)

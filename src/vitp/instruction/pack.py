@@ -20,10 +20,13 @@ from vitp.images.read import read_image
 from vitp.instruction.augment import augment, recompress
 from vitp.instruction.chat import ChatFormat, Encoded
 from vitp.instruction.grammar import parse_boxes
+from vitp.instruction.index import Index
 from vitp.instruction.mixture import ATTEMPTS, Mixture, Place
-from vitp.instruction.plan import PlanConfig, SampleSize, plan_step
+from vitp.instruction.plan import PlanConfig, SampleSize, plan_step, sample_costs
 from vitp.instruction.sample import IMAGE_MARK, Sample, Turn
+from vitp.instruction.share import Share
 from vitp.instruction.source import Source
+from vitp.instruction.step_sizes import StepSizer
 from vitp.instruction.tiling import TilingConfig, cut_tiles
 from vitp.train.draws import Purpose, generator
 from vitp.train.feeding import working_on
@@ -111,6 +114,13 @@ def lay_out_text(encoded: Encoded, max_length: int, where: str) -> LaidOut:
     return lay_out(encoded, torch.zeros(0), nothing, nothing, "token", max_length, where)
 
 
+def _filling(length: int, multiple: int) -> int:
+    """Idle positions after `length` ones: about a sixteenth at most, and never as many as `multiple`."""
+    while multiple > 16 and multiple * 16 > length:
+        multiple //= 2
+    return -length % multiple
+
+
 def join(
     samples: Sequence[LaidOut], tokens_per_tile: int, tile_size: int, modules: int, multiple: int = 1
 ) -> PackTensors:
@@ -121,11 +131,12 @@ def join(
         tokens_per_tile: visual tokens of a tile before dropping.
         tile_size: side of a tile in pixels.
         modules: stochastic-depth modules of the tower.
-        multiple: the row and the supervised rows are filled up to a multiple of this, with positions that belong to no
-            sample and weigh nothing, so that a run meets few different shapes: CPUs keep a compiled kernel for each.
+        multiple: the row and the supervised rows are filled up to a multiple of this (of less where they are short), with
+            positions that belong to no sample and weigh nothing, so that a run meets few different shapes: CPUs keep a
+            compiled kernel for each.
     """
     length = sum(len(s.ids) for s in samples)
-    filling, idle = -length % multiple, -sum(len(s.targets) for s in samples) % multiple
+    filling, idle = _filling(length, multiple), _filling(sum(len(s.targets) for s in samples), multiple)
     starts = np.concatenate([[0], np.cumsum([len(s.ids) for s in samples])])[:-1]
     cells = np.concatenate([[0], np.cumsum([len(s.tiles) * tokens_per_tile for s in samples])])[:-1]
 
@@ -139,17 +150,43 @@ def join(
         tiles, depth = torch.cat([s.tiles for s in with_tiles]), np.concatenate([s.depth for s in with_tiles])
     else:
         tiles, depth = torch.zeros(0, 3, tile_size, tile_size, dtype=torch.uint8), np.zeros((0, modules), np.float32)
+    lengths = tuple(len(s.ids) for s in samples) + ((filling,) if filling else ())
+    kept = shifted("kept", cells)
     return PackTensors(
         tiles=tiles,
         depth=torch.from_numpy(depth),
         ids=shifted("ids", none, filling),
         positions=shifted("positions", none, filling),
-        lengths=tuple(len(s.ids) for s in samples) + ((filling,) if filling else ()),
+        lengths=lengths,
+        ends=torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
         slots=shifted("slots", starts),
-        kept=shifted("kept", cells),
+        kept=kept,
+        most_kept=int(torch.bincount(kept // tokens_per_tile).max()) if len(kept) else 0,
         predict=shifted("predict", starts, idle),
         targets=shifted("targets", none, idle),
         weights=torch.from_numpy(np.concatenate([*(s.weights for s in samples), np.zeros(idle, np.float32)])),
+    )
+
+
+def idle_sample(image_token: int, tile_size: int, modules: int, *, tower: bool) -> LaidOut:
+    """A sample of one position that weighs nothing, with one black tile if the tower is to be used.
+
+    It keeps ranks in lockstep: all parts of the model are computed, and all gradients that come of it are zero.
+    """
+    tiles = 1 if tower else 0
+    one, some = np.zeros(1, np.int64), np.zeros(tiles, np.int64)
+    return LaidOut(
+        tiles=torch.zeros(tiles, 3, tile_size, tile_size, dtype=torch.uint8),
+        depth=np.full((tiles, modules), 0.5, np.float32),
+        ids=one + image_token,
+        positions=one,
+        slots=some,
+        kept=some,
+        predict=one,
+        targets=one,
+        weights=np.zeros(1, np.float32),
+        visual=0,
+        truncated=False,
     )
 
 
@@ -165,6 +202,12 @@ def plan_packs(samples: Sequence[LaidOut], config: PlanConfig) -> list[list[Laid
     rest = {i: size for i, size in sizes.items() if i not in large}
     planned = plan_step(rest, config, ranks=1).ranks[0] if rest else ()
     return [[samples[i]] for i in large] + [[samples[i] for i in pack] for pack in planned]
+
+
+def useful_tflop(samples: Sequence[LaidOut], config: PlanConfig) -> float:
+    """Matrix products that samples need, forward and backward, in TFLOP, by the plan's cost model."""
+    table = np.array([(len(s.tiles), len(s.ids), len(s.targets)) for s in samples], np.int64).reshape(-1, 3)
+    return float(sample_costs(table[:, 0], table[:, 1], table[:, 2], config.cost).sum()) * 1e-3
 
 
 def without_images(sample: Sample) -> Sample:
@@ -207,8 +250,21 @@ class StepBuilder:
         self.max_length, self.plan = max_length, plan
         self.text_steps, self.text_batch_size = text_steps, text_batch_size
         self.mixture = Mixture([len(s) for s in sources], [s.config.weight for s in sources], seed)
+        self.share: Share | None = None
         self._images: OrderedDict[tuple[int, str], Tensor] = OrderedDict()
         self._image_bytes = 0
+
+    def on_ranks(self, rank: int, size: int, indexes: Sequence[Index], *, lockstep: bool) -> None:
+        """From now on lay out one rank's part of every step.
+
+        Args:
+            rank: which.
+            size: number of ranks.
+            indexes: of the sources; all ranks must have the same.
+            lockstep: give all ranks equally many packs, and all of them a tile where any sample of the step has one.
+        """
+        sizer = StepSizer(indexes, self.sources, self.mixture, self.seed, self.vrl, self.tiling, self.tile_size)
+        self.share = Share(rank, size, sizer, lockstep)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_images": OrderedDict(), "_image_bytes": 0}
@@ -297,13 +353,20 @@ class StepBuilder:
         return self.sources[place.source].where(place.index)
 
     def step_batch(self, step: int) -> StepBatch:
-        """All packs of one step with the step's total loss weight and its counts."""
+        """All packs of one step, or of one rank's part of it, with their loss weight and their counts."""
         skipped: list[dict[str, Any]] = []
         positions = self._positions(step)
-        due = zip(positions, self.mixture.at_many(positions), strict=True)
-        drawn = [self._usable(step, slot, position, place, skipped) for slot, (position, place) in enumerate(due)]
-        samples = [laid for laid, _ in drawn]
-        packs = plan_packs(samples, self.plan)
+        due = list(zip(positions, self.mixture.at_many(positions), strict=True))
+        mine, slots = None, list(range(len(due)))
+        if self.share is not None:
+            mine = self.share.of(step, positions, self.plan, text_only=step < self.text_steps)
+            slots = sorted(slot for pack in mine.slots for slot in pack)
+        drawn = {slot: self._usable(step, slot, *due[slot], skipped) for slot in slots}
+        samples = [laid for laid, _ in drawn.values()]
+        if mine is None or self.share is None or not self.share.lockstep:
+            packs = plan_packs(samples, self.plan)
+        else:
+            packs = [self._in_step([drawn[slot][0] for slot in pack], mine.tower) for pack in mine.slots]
         counts = {
             "samples": len(samples),
             "tiles": sum(len(s.tiles) for s in samples),
@@ -313,11 +376,23 @@ class StepBuilder:
             "visual_kept": sum(len(s.kept) for s in samples),
             "truncated": sum(s.truncated for s in samples),
             "text_only": sum(not len(s.tiles) for s in samples),
+            "tflop": useful_tflop(samples, self.plan),
         }
         return StepBatch(
             micros=[join(p, self.tokens_per_tile, self.tile_size, self.depth_modules, _SHAPE_MULTIPLE) for p in packs],
             weight=float(sum(s.weights.sum(dtype=np.float64) for s in samples)),
             counts={k: float(v) for k, v in counts.items()},
-            samples=[where for _, where in drawn],
+            samples=[where for _, where in drawn.values()],
             skipped=skipped,
         )
+
+    def _in_step(self, samples: list[LaidOut], tower: bool) -> list[LaidOut]:
+        """A pack that uses the same parts of the model as those of all other ranks."""
+        tiles = any(len(s.tiles) for s in samples)
+        if tiles and not tower:
+            raise TrainingError(
+                "a sample has images where the index knows of none in its step: run `vitp index --rebuild` on the recipe"
+            )
+        if samples and tiles == tower:
+            return samples
+        return [*samples, idle_sample(self.chat.image_token_id, self.tile_size, self.depth_modules, tower=tower)]

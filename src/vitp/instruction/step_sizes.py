@@ -27,7 +27,10 @@ from vitp.vlm.token_drop import TokenDropConfig, applies
 
 @dataclass(frozen=True)
 class StepSizer:
-    """(step, positions) -> sizes of its samples; indexes and sources are those of the mixture, in its order."""
+    """(step, positions) -> sizes of its samples; indexes and sources are those of the mixture, in its order.
+
+    A source may be a part of what its index is about.
+    """
 
     indexes: Sequence[Index]
     sources: Sequence[Source]
@@ -46,14 +49,13 @@ class StepSizer:
         return {p: self._usable(p, place) for p, place in zip(positions, self.mixture.at_many(positions), strict=True)}
 
     def _usable(self, position: int, place: Place) -> Place:
-        index = self.indexes[place.source]
+        index, source = self.indexes[place.source], self.sources[place.source]
         for attempt in range(ATTEMPTS):
-            if index.usable(place.index):
+            if index.usable(source.row(place.index)):
                 return place
             place = self.mixture.replacement(place, position, attempt)
-        name = self.sources[place.source].config.name
         raise TrainingError(
-            f"source '{name}': {ATTEMPTS} samples in a row are unusable; run `vitp check` on the recipe"
+            f"source '{source.config.name}': {ATTEMPTS} samples in a row are unusable; run `vitp check` on the recipe"
         )
 
     def sizes(self, step: int, places: dict[int, Place], *, text_only: bool = False) -> dict[int, SampleSize]:
@@ -70,7 +72,7 @@ class StepSizer:
             mine = [position for position, place in places.items() if place.source == number]
             if not mine:
                 continue
-            at = [places[position].index for position in mine]
+            at = [source.row(places[position].index) for position in mine]  # the index is of the whole source
             tiles = drops = None
             augment = source.config.augment
             if text_only:
@@ -84,8 +86,8 @@ class StepSizer:
                 drops = np.array([applies(self.vrl, rng) for rng in rngs])
             sizes = index.sizes(at, tiles)
             tokens = sizes.tokens(self.vrl, drops)
-            rows = zip(mine, at, sizes.tiles.tolist(), tokens.tolist(), sizes.supervised.tolist(), strict=True)
-            found |= {p: SampleSize(t, n, s, source.where(i)) for p, i, t, n, s in rows}
+            rows = zip(mine, sizes.tiles.tolist(), tokens.tolist(), sizes.supervised.tolist(), strict=True)
+            found |= {p: SampleSize(t, n, s, source.where(places[p].index)) for p, t, n, s in rows}
         return found
 
     def _tiles(self, number: int, sample: int, step: int, slot: int) -> int:

@@ -17,6 +17,7 @@ from vitp.release.contract import OnHub, Parity, Release, compare, opened_at
 from vitp.release.quiet import quiet
 from vitp.release.towers import image_processor, require_complete, vision_config, vision_tensors
 from vitp.train.checkpoint import model_tensors
+from vitp.vlm.attention import Documents
 from vitp.vlm.internvl_names import names_in_vlm
 
 # The processor insists on a token for videos, which the model never saw. Where the vocabulary has none, one is added to the
@@ -220,7 +221,10 @@ def _logits(model: Any, ids: Tensor, visual: Tensor, tiles: Tensor) -> Tensor:
     inputs = language.get_input_embeddings()(ids[0]).index_copy(0, visual[0].nonzero().flatten(), shown)
     positions = torch.arange(len(inputs))[None]
     out = language.model(
-        inputs_embeds=inputs[None], position_ids=positions, use_cache=False, doc_lengths=(len(inputs),)
+        inputs_embeds=inputs[None],
+        position_ids=positions,
+        use_cache=False,
+        documents=Documents.of([len(inputs)], inputs.device),
     )
     logits: Tensor = language.get_output_embeddings()(out.last_hidden_state)
     return logits

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,11 +26,14 @@ from torch import nn
 from vitp.config import Config
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.files import raise_if_unwritable, write_json, write_text
-from vitp.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from vitp.train.distributed import Ranks
 from vitp.train.feeding import Feeding, batches
-from vitp.train.optim import build_optimizer, lr_factor, set_lr
+from vitp.train.hardware import dense_peak
+from vitp.train.optim import build_optimizer, freeze, lr_factor, set_lr, to_bf16_weights, uses_bf16_weights
+from vitp.train.saver import open_saver
+from vitp.train.strategies import StrategyName, choose_strategy
 from vitp.train.task import Observation, Progress, StepBatch, Task
-from vitp.train.trackers import Tracker
+from vitp.train.trackers import SilentTracker, Tracker
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -46,8 +50,14 @@ class LoopConfig(Config):
     eps: float = Field(default=1e-8, gt=0)  # released scripts
     clip_norm: float = Field(default=1.0, ge=0)  # released trainer's default; 0 switches clipping off
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # released: bf16; auto takes it where the hardware has it
+    # With bf16: fp32 weights under autocast, or bf16 weights with fp32 copies in the optimiser, as the released trainer
+    # (DeepSpeed). Copies halve the activations; auto takes them on one GPU (docs/performance.md)
+    weights: Literal["auto", "fp32", "bf16_master"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    workers: int | None = Field(default=None, ge=0)  # None: one fewer than the cores, at most 8 (released: 8)
+    strategy: StrategyName = "auto"  # how many ranks share the work; auto: ddp, since states of 1 B parameters fit
+    workers: int | None = Field(
+        default=None, ge=0
+    )  # a rank; None: its share of the cores less one, at most 8 (released: 8)
     worker_timeout: float = Field(default=1800.0, ge=0)  # ours: seconds a step may be waited for; 0: for ever
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -67,10 +77,10 @@ class TrainResult:
     skipped: int
 
 
-def _feeding(config: LoopConfig, device: torch.device) -> Feeding:
+def _feeding(config: LoopConfig, device: torch.device, ranks: Ranks) -> Feeding:
     workers = config.workers
     if workers is None:
-        workers = max(0, min(8, (os.cpu_count() or 1) - 1))
+        workers = max(0, min(8, (os.cpu_count() or 1) // ranks.local_size - 1))
     return Feeding(workers, config.worker_timeout, pin_memory=device.type == "cuda")
 
 
@@ -176,12 +186,16 @@ def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, model: n
 class _Run:
     """The moving parts of one call of `train`."""
 
-    def __init__(self, task: Task, config: LoopConfig, out: Path, starts: tuple[int, ...]) -> None:
-        self.task, self.config, self.out, self.starts = task, config, out, starts
+    def __init__(self, task: Task, config: LoopConfig, out: Path, starts: tuple[int, ...], ranks: Ranks) -> None:
+        self.task, self.config, self.out, self.starts, self.ranks = task, config, out, starts, ranks
         self.device = choose_device(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
-        self.model = task.model.to(self.device)
-        self.groups = task.parameter_groups()
+        self.strategy = choose_strategy(config.strategy, ranks, self.device)
+        freeze(task.parameter_groups())
+        self.bf16_weights = uses_bf16_weights(config.weights, self.device, ranks.size, bf16=self.bf16)
+        self.model = self.strategy.prepare(task.model, bf16=self.bf16)
+        masters = to_bf16_weights(self.model) if self.bf16_weights else None
+        self.groups = task.parameter_groups()  # anew: a strategy may put parts in place of parameters
         if all(group.lr <= 0 for group in self.groups):
             raise TrainingError("every learning rate is 0, so nothing would train; set one above 0")
         self.optimizer = build_optimizer(
@@ -190,39 +204,57 @@ class _Run:
             betas=config.betas,
             eps=config.eps,
             decay_vectors=config.decay_vectors,
+            masters=masters,
         )
+        self.strategy.share(self.optimizer)
         self.parameters = [p for g in self.groups if g.lr > 0 for _, p in g.parameters]
 
     def step(self, step: int, batch: StepBatch) -> dict[str, float]:
-        """Forward and backward over the micro-batches, clip, update. Returns loss, gradient norm and lr factor."""
-        loss = 0.0
+        """Forward and backward over the micro-batches, clip, update. Returns loss, gradient norm and lr factor.
+
+        The device is asked for numbers once, when all work but the update is queued.
+        """
+        loss_total = torch.zeros((), dtype=torch.float64, device=self.device)
         extra: dict[str, float] = {}
-        for micro in batch.micros:
+        for number, micro in enumerate(batch.micros, 1):
             moved = micro.to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            self.strategy.before_micro(last=number == len(batch.micros))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16 and not self.bf16_weights):
                 loss_sum, logs = self.task.loss(moved)
             part = loss_sum.float() / batch.weight
             if part.requires_grad:  # a text-only pack reaches no trained part when the language model is frozen
                 part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
-            if not math.isfinite(loss):
-                raise _stop_not_finite(self.out, step + 1, "the loss", batch, self.model)
+            loss_total += part.detach()
             for key, value in logs.items():
                 extra[key] = extra.get(key, 0.0) + value
+        self.strategy.sum_gradients()
+        total = self.strategy.total(loss_total)
         limit = self.config.clip_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
-        if not math.isfinite(norm):
-            raise _stop_not_finite(self.out, step + 1, "the gradient", batch, self.model)
+        loss, norm = torch.stack([total, self.strategy.clip(self.parameters, limit).double()]).tolist()
+        for what, value in (("the loss", loss), ("the gradient", norm)):
+            if not math.isfinite(value):
+                raise self.ranks.told(_stop_not_finite(self.out, step + 1, what, batch, self.model))
         factor = lr_factor(step, self.config.steps, self.config.warmup, self.starts)
         set_lr(self.optimizer, factor)
         self.optimizer.step()
+        self.strategy.updated()
         self.optimizer.zero_grad(set_to_none=True)
         return {"loss": loss, "grad_norm": norm, "lr_factor": factor, **extra}
 
 
 # Values a resumed run may change: where it is written and how it is watched, not what it computes.
 _FREE = frozenset(
-    {"out", "workers", "worker_timeout", "log_every", "checkpoint_every", "keep_last", "max_skipped_share", "device"}
+    {
+        "out",
+        "workers",
+        "worker_timeout",
+        "log_every",
+        "checkpoint_every",
+        "keep_last",
+        "max_skipped_share",
+        "device",
+        "strategy",
+    }
 )
 
 
@@ -285,6 +317,7 @@ def train(
     schedule_starts: tuple[int, ...] = (0,),
     fingerprint: dict[str, Any] | None = None,
     after_step: Callable[[int], Observation | None] | None = None,
+    ranks: Ranks = Ranks(),
 ) -> TrainResult:
     """Train `task` for `config.steps` steps, from the newest checkpoint in `out` when `resume` is set.
 
@@ -298,49 +331,55 @@ def train(
         fingerprint: values that must be the same when a run is resumed.
         after_step: called with the number of finished steps, 0 at first, before a checkpoint is written; what it returns is
             logged.
+        ranks: the processes of the run, see `vitp.train.distributed.joined`; the task gives this one its part of a step.
 
     Raises:
         TrainingError: loss or gradient not finite, or too many unusable samples.
         CheckpointError: the checkpoint does not fit.
         OutputError: no space left.
     """
-    run = _Run(task, config, out, schedule_starts)
+    run = _Run(task, config, out, schedule_starts, ranks)
     fingerprint = json.loads(json.dumps(fingerprint or {}))
     start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0, "seconds": 0.0}
-    checkpoints = list_checkpoints(out) if resume else []
-    if checkpoints:
-        state = load_checkpoint(checkpoints[-1], run.model, run.optimizer)
-        _check_same_recipe(state, fingerprint, checkpoints[-1])
+    saver = open_saver(out, ranks, run.model, run.optimizer, run.strategy, config.keep_last)
+    newest = saver.newest() if resume else None
+    if newest is not None:
+        state = saver.load(newest)
+        ranks.alike(partial(_check_same_recipe, state, fingerprint, newest))
         start, loss, total = int(state["step"]), float(state["loss"]), state["total"]
-    if resume:
+    if resume and ranks.first:
         for name in ("log.jsonl", "skipped.jsonl"):
             _cut_lines(out / name, start)
     run.model.train()
-    tracker = Tracker(out, start, config.steps, config.log_every, {g.name: g.lr for g in run.groups})
+    rates = {g.name: g.lr for g in run.groups}
+    peak = (dense_peak(run.device, bf16=run.bf16) or 0.0) * ranks.size  # counts are those of all ranks
+    tracker = (Tracker if ranks.first else SilentTracker)(out, start, config.steps, config.log_every, rates, peak)
     waited_from = time.perf_counter()
-    last_saved = checkpoints[-1] if checkpoints else out
+    last_saved = newest or out
     try:
         if start == 0:
             tracker.observe(0, after_step)
         steps = range(start, config.steps)
         say = progress.say if progress is not None else lambda _: None
-        feed = batches(task, steps, _feeding(config, run.device), say)
-        for step, batch in zip(steps, feed, strict=True):
+        feed = batches(task, steps, _feeding(config, run.device, ranks), say)
+        for step, part in zip(steps, feed, strict=True):
+            batch = ranks.shared(part)
             got = time.perf_counter()
             numbers = run.step(step, batch)
             done = time.perf_counter()
             loss = numbers["loss"]
             logs = tracker.step(step + 1, numbers, batch, wait=got - waited_from, busy=done - got)
             total["seconds"] += time.perf_counter() - waited_from
-            _count(total, batch, config.max_skipped_share, out)
+            ranks.alike(partial(_count, total, batch, config.max_skipped_share, out))
             if progress is not None:
                 progress.update(step + 1, config.steps, logs)
             tracker.observe(step + 1, after_step)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 tracker.flush()
                 state = {"total": total, "fingerprint": fingerprint, "loss": loss}
-                last_saved = save_checkpoint(out, step + 1, run.model, run.optimizer, state, config.keep_last)
+                last_saved = saver.save(step + 1, state)
             waited_from = time.perf_counter()
+        saver.wait()
     except OSError as error:
         raise_if_unwritable(error, out)
         raise

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from vitp.errors import TrainingError
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,106 @@ class ParameterGroup:
         return sum(p.numel() for _, p in self.parameters)
 
 
+def freeze(groups: Sequence[ParameterGroup]) -> None:
+    """Let the parts with a learning rate train, and no others."""
+    for group in groups:
+        for _, parameter in group.parameters:
+            parameter.requires_grad_(group.lr > 0)
+
+
+def uses_bf16_weights(weights: str, device: torch.device, ranks: int, *, bf16: bool) -> bool:
+    """Whether weights are held in bf16 with fp32 copies in the optimiser; ``auto`` does on one GPU that trains in bf16.
+
+    Raises:
+        TrainingError: they were asked for where the precision is fp32, or on several ranks.
+    """
+    if weights != "bf16_master":
+        return weights == "auto" and bf16 and device.type == "cuda" and ranks == 1
+    if not bf16:
+        raise TrainingError("weights: bf16_master goes with bf16, but the precision here is fp32; say precision: bf16")
+    if ranks > 1:
+        raise TrainingError(
+            f"weights: bf16_master works on one process, this run has {ranks}; say weights: auto (strategy: fsdp gathers "
+            "weights in bf16 and keeps them in fp32)"
+        )
+    return True
+
+
+def to_bf16_weights(model: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Round a model's fp32 parameters to bf16 in place; returns what they were, for `build_optimizer`.
+
+    Buffers stay: rotary frequencies in bf16 would be wrong positions. Where torch can (2.10 on), gradients stay fp32, so
+    that those of several micro-batches are added up exactly.
+    """
+    masters: dict[nn.Parameter, Tensor] = {}
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float32:
+            continue
+        # What is frozen is kept for checkpoints alone, out of the GPU's memory.
+        masters[parameter] = parameter.detach().clone() if parameter.requires_grad else parameter.detach().cpu().clone()
+        parameter.data = parameter.data.to(torch.bfloat16)
+        if parameter.requires_grad and hasattr(parameter, "grad_dtype"):
+            parameter.grad_dtype = torch.float32
+    return masters
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """Fused AdamW on fp32 copies of bf16 parameters, which are rounded anew after every step.
+
+    An update is mostly smaller than what bf16 can tell apart; it must not be lost. The copy of a parameter is its state
+    ``master``; checkpoints hold it in place of the parameter.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], masters: Mapping[nn.Parameter, Tensor], **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.frozen = dict(masters)  # fp32 copies of parameters that stand in no group
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["master"] = self.frozen.pop(parameter)
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if "step" not in state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(state["master"]) for _ in range(2))
+        return state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of copies and parameters; `closure` belongs to torch's interface and must be None."""
+        assert closure is None
+        for group in self.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            states = [self._moments(p) for p in trained]
+            if not trained:
+                continue
+            adamw(
+                [s["master"] for s in states],
+                [p.grad.float() for p in trained],
+                [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states],
+                [],
+                [s["step"] for s in states],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            torch._foreach_copy_(trained, [s["master"] for s in states])
+
+
+def masters_of(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
+    """The fp32 copies of bf16 parameters, trained and frozen, where the optimiser keeps some."""
+    if not isinstance(optimizer, MasterAdamW):
+        return {}
+    trained = {p: optimizer.state[p]["master"] for group in optimizer.param_groups for p in group["params"]}
+    return {**trained, **optimizer.frozen}
+
+
 def build_optimizer(
     groups: Sequence[ParameterGroup],
     *,
@@ -32,6 +135,7 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     decay_vectors: bool,
+    masters: Mapping[nn.Parameter, Tensor] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW (fused) over the unfrozen groups; freezes the others by `requires_grad`.
 
@@ -41,14 +145,14 @@ def build_optimizer(
         betas: Adam's two decay rates.
         eps: Adam's epsilon.
         decay_vectors: also decay biases, norms and scales (the released pretraining does, in effect).
+        masters: fp32 copies of bf16 parameters, from `to_bf16_weights`; the optimiser then works on them.
 
     Returns:
         the optimiser; each of its groups carries ``name`` and ``peak_lr``.
     """
     settings: list[dict[str, Any]] = []
+    freeze(groups)
     for group in groups:
-        for _, parameter in group.parameters:
-            parameter.requires_grad_(group.lr > 0)
         if group.lr <= 0:
             continue
         for decayed in (True, False):
@@ -58,6 +162,8 @@ def build_optimizer(
                 settings.append(
                     {"params": chosen, "lr": 0.0, "peak_lr": group.lr, "weight_decay": decay, "name": group.name}
                 )
+    if masters is not None:
+        return MasterAdamW(settings, masters, lr=0.0, betas=betas, eps=eps, fused=True)
     return torch.optim.AdamW(settings, lr=0.0, betas=betas, eps=eps, fused=True)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from vitp.train.task import Observation, StepBatch
 
@@ -15,13 +17,25 @@ class Tracker:
     """Averages over `every` steps and writes one line each time.
 
     Fields of a line: step, loss and grad_norm (means), lr_<part>, samples_per_s, tokens_per_s (language-model tokens),
-    dropped_share (visual tokens dropped by VRL), wait_share (time spent waiting for data), and the task's own numbers.
+    dropped_share (visual tokens dropped by VRL), wait_share (time spent waiting for data), tflops_per_s (useful matrix
+    products a second, waiting included) with mfu (the same over the hardware's dense peak), and the task's own numbers.
     """
 
-    def __init__(self, out: Path, start: int, last: int, every: int, peak_lr: dict[str, float]) -> None:
-        """A run from `start` finished steps to `last`; the first, the last and every checkpoint's step get a line too."""
+    def __init__(
+        self, out: Path, start: int, last: int, every: int, peak_lr: dict[str, float], peak: float | None = None
+    ) -> None:
+        """A run from `start` finished steps to `last`; the first, the last and every checkpoint's step get a line too.
+
+        Args:
+            out: folder of the logs.
+            start: finished steps.
+            last: the run's last step.
+            every: steps a line averages over.
+            peak_lr: highest learning rate of each part.
+            peak: dense FLOP/s of all devices that compute the counted steps; None: unknown, no utilisation is written.
+        """
         out.mkdir(parents=True, exist_ok=True)
-        self.last, self.every, self.peak_lr = last, every, peak_lr
+        self.last, self.every, self.peak_lr, self.peak = last, every, peak_lr, peak
         self._log: IO[str] = open(out / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._skipped: IO[str] = open(out / "skipped.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._board = self._open_board(out, start)
@@ -99,6 +113,10 @@ class Tracker:
         if counts.get("visual_tokens"):
             line["dropped_share"] = 1.0 - counts["visual_kept"] / counts["visual_tokens"]
         line["wait_share"] = self._wait / seconds
+        if counts.get("tflop"):
+            line["tflops_per_s"] = counts["tflop"] / seconds
+            if self.peak:
+                line["mfu"] = counts["tflop"] * 1e12 / seconds / self.peak
         for key in ("truncated", "text_only"):
             if counts.get(key):
                 line[key] = counts[key]
@@ -129,6 +147,34 @@ class Tracker:
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+
+class SilentTracker(Tracker):
+    """On all ranks but the first, which writes the numbers of all."""
+
+    def __init__(
+        self, out: Path, start: int, last: int, every: int, peak_lr: dict[str, float], peak: float | None = None
+    ) -> None:
+        self.newest: dict[str, float] = {}
+
+    @override
+    def step(
+        self, step: int, numbers: dict[str, float], batch: StepBatch, wait: float, busy: float
+    ) -> dict[str, float]:
+        return self.newest
+
+    @override
+    def observe(self, step: int, look: Callable[[int], Observation | None] | None) -> None:
+        if look is not None:  # all ranks have to compute where each holds a part of the weights only
+            look(step)
+
+    @override
+    def flush(self) -> None:
+        pass
+
+    @override
+    def close(self) -> None:
+        pass
 
 
 def read_log(out: Path) -> list[dict[str, float]]:

@@ -7,21 +7,39 @@ survivors have gaps, and transformers would take every gap for a new document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from vitp.errors import CheckpointError
 
 NAME = "vitp_packed"
 
 # Shape legend: B batch, H query heads, G key/value heads, S positions, D head width.
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The samples of a packed row, made once a pack: its layers would otherwise copy the lengths to the device each.
+
+    lengths: of the samples, on the host; ends: int32 [samples + 1], their running sum from 0, beside the activations.
+    """
+
+    lengths: tuple[int, ...]
+    ends: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Documents:
+        """Samples of these lengths, one after another in a row on `device`."""
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return cls(tuple(lengths), ends.to(device))
 
 
 def _per_document(
@@ -79,16 +97,26 @@ def _are_short(lengths: Sequence[int]) -> bool:
     return len(lengths) >= 4 and longest <= 320 and longest * len(lengths) <= 2 * sum(lengths)
 
 
-def _varlen(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, lengths: Sequence[int], scale: float | None) -> Tensor:
+@lru_cache(maxsize=1)
+def _varlen_shares_heads() -> bool:
+    """Whether this torch's kernel takes grouped key/value heads as they are (from 2.12 on)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _varlen(q_BHSD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, documents: Documents, scale: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     groups = q_BHSD.shape[1] // k_BGSD.shape[1]
-    if groups > 1:  # torch 2.11 has no enable_gqa here
+    attend: Callable[..., Any] = varlen_attn
+    if groups > 1 and _varlen_shares_heads():
+        attend = partial(varlen_attn, enable_gqa=True)
+    elif groups > 1:
         k_BGSD, v_BGSD = k_BGSD.repeat_interleave(groups, 1), v_BGSD.repeat_interleave(groups, 1)
-    ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(q_BHSD.device)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (q_BHSD, k_BGSD, v_BGSD))
-    longest = max(lengths)
-    out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
+    ends, longest = documents.ends, max(documents.lengths)
+    out = attend(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
     assert isinstance(out, Tensor)
     return out.transpose(0, 1)[None]
 
@@ -101,7 +129,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    doc_lengths: Sequence[int] | None = None,
+    documents: Documents | None = None,
     key_mask: Tensor | None = None,
     **_: Any,  # transformers hands every attention function its whole keyword set
 ) -> tuple[Tensor, None]:
@@ -109,21 +137,21 @@ def packed_attention(
 
     Args:
         module: the calling attention layer (unused; the interface passes it).
-        query: [B, H, S, D]; B must be 1 when `doc_lengths` is given.
+        query: [B, H, S, D]; B must be 1 when `documents` are given.
         key: [B, G, S, D], value: the same.
         value: see `key`.
-        attention_mask: unused; the mask function registered beside returns None.
+        attention_mask: unused; transformers makes none for this function.
         scaling: softmax scale, None for 1 / sqrt(D).
         dropout: must be 0.
-        doc_lengths: lengths that sum to S; None means every row is one document, new queries at its end (generation).
-        key_mask: bool [B, S], without `doc_lengths` and for one new query a row: the keys it attends; None for all.
+        documents: their lengths sum to S; None means every row is one document, new queries at its end (generation).
+        key_mask: bool [B, S], without `documents` and for one new query a row: the keys it attends; None for all.
 
     Returns:
         ([B, S, H, D], None).
     """
     assert dropout == 0.0, "packed attention has no dropout"
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings leave autocast in fp32
-    if doc_lengths is None:
+    if documents is None:
         aligned = query.shape[2] == key.shape[2]
         assert aligned or query.shape[2] == 1, "cached decoding takes one new token at a time"
         mask = None if key_mask is None else key_mask[:, None, None]
@@ -131,16 +159,12 @@ def packed_attention(
             query, key, value, mask, is_causal=aligned and mask is None, scale=scaling, enable_gqa=True
         )
     elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        out = _varlen(query, key, value, doc_lengths, scaling)
-    elif not query.is_cuda and query.dtype == torch.bfloat16 and _are_short(doc_lengths):
-        out = _short_documents(query, key, value, tuple(doc_lengths), scaling)
+        out = _varlen(query, key, value, documents, scaling)
+    elif not query.is_cuda and query.dtype == torch.bfloat16 and _are_short(documents.lengths):
+        out = _short_documents(query, key, value, documents.lengths, scaling)
     else:
-        out = _per_document(query, key, value, doc_lengths, scaling)
+        out = _per_document(query, key, value, documents.lengths, scaling)
     return out.transpose(1, 2).contiguous(), None
-
-
-def _no_mask(*_: Any, **__: Any) -> None:
-    return None
 
 
 def use_packed_attention(language_model: nn.Module) -> None:
@@ -149,8 +173,9 @@ def use_packed_attention(language_model: nn.Module) -> None:
     Raises:
         CheckpointError: the model does not use transformers' attention interface, or uses sliding windows.
     """
+    # No mask function is registered beside: transformers then makes no mask, and does not look at the positions, which
+    # would wait for the device and find a new document behind every gap.
     AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
     config = language_model.config
     name = type(language_model).__name__
     head = language_model.get_output_embeddings()  # type: ignore[operator]

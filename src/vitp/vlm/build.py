@@ -118,7 +118,7 @@ def assemble(
             language_model = parts.language_model
         else:
             language_model = _language_model(config.language_model, tokenizer, seed, say)
-        model = _wired(config, tower, language_model)
+        model = wire(config, tower, language_model)
     if parts is not None:
         _rows_for(tokenizer, language_model, str(config.vlm))
         fill_vlm(model, parts)
@@ -131,7 +131,12 @@ def assemble(
     return model
 
 
-def _wired(config: ModelConfig, tower: nn.Module, language_model: nn.Module) -> VisionLanguageModel:
+def wire(config: ModelConfig, tower: nn.Module, language_model: nn.Module) -> VisionLanguageModel:
+    """The parts of a recipe's model put together.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
     try:
         return VisionLanguageModel(
             tower,

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.sample import IMAGE_MARK, Turn
 from vitp.instruction.tiling import TilingConfig, cut_tiles
+from vitp.vlm.attention import Documents
 from vitp.vlm.model import VisionLanguageModel
 
 _TILES = 64  # tiles the tower sees at once; about what a training pack holds
@@ -179,7 +180,7 @@ def _decode(model: VisionLanguageModel, prompts: Sequence[Prompt], end: int, max
         position_ids=positions[None],
         past_key_values=packed,
         use_cache=True,
-        doc_lengths=tuple(lengths),
+        documents=Documents.of(lengths, device),
     ).last_hidden_state[0]
     sizes = torch.tensor(lengths, device=device)
     last = sizes.cumsum(0) - 1

@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitp.vlm.attention import use_packed_attention
-from vitp.vlm.loss import supervised_loss
+from vitp.vlm.attention import Documents, use_packed_attention
+from vitp.vlm.loss import LossKernel, supervised_loss
+from vitp.vlm.sparse_tail import Survivors, TailBlock, cell_patches, install_tail, survivors
 from vitp.vlm.stochastic_depth import KeyedDropPath, install, set_uniforms
+
+_ON_HOST = ("lengths", "most_kept")  # plain numbers: the step never asks the device for them
+SPARSE_BELOW = 0.8  # ours: share of kept cells from which the gathers of the sparse last block cost what they save
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,10 @@ class PackTensors:
 
     tiles: uint8 [T, 3, S, S]; depth: float32 [T, modules] uniform numbers for stochastic depth;
     ids: int64 [L], with the placeholder id at visual positions; positions: int64 [L], as before dropping;
-    lengths: samples' lengths, sum L; slots: int64 [K], where the kept visual tokens stand in the row;
-    kept: int64 [K], which of the pack's N visual tokens they are (tile-major);
+    lengths: samples' lengths, sum L; ends: int32 [samples + 1], their running sum from 0;
+    slots: int64 [K], where the kept visual tokens stand in the row;
+    kept: int64 [K], ascending, which of the pack's N visual tokens they are (tile-major);
+    most_kept: the largest number of kept visual tokens in one tile;
     predict: int64 [S], positions whose next token is supervised; targets: int64 [S]; weights: float32 [S].
     """
 
@@ -34,15 +40,17 @@ class PackTensors:
     ids: Tensor
     positions: Tensor
     lengths: tuple[int, ...]
+    ends: Tensor
     slots: Tensor
     kept: Tensor
+    most_kept: int
     predict: Tensor
     targets: Tensor
     weights: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; the lengths as one of them."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lengths"}
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ON_HOST}
         return {**named, "lengths": torch.tensor(self.lengths)}
 
     def to(self, device: torch.device) -> PackTensors:
@@ -54,7 +62,7 @@ class PackTensors:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackTensors:
-        changed: dict[str, Any] = {n: change(t) for n, t in self.tensors().items() if n != "lengths"}
+        changed: dict[str, Any] = {n: change(t) for n, t in self.tensors().items() if n not in _ON_HOST}
         return replace(self, **changed)
 
 
@@ -76,10 +84,7 @@ class Projector(nn.Module):
 
 
 def shuffle_kept(patches_TPC: Tensor, kept: Tensor, grid: int, factor: int) -> Tensor:
-    """Pixel shuffle (InternVL v2 order) of the kept cells alone.
-
-    A visual token is a cell of f x f patches; its channels are the patches' vectors in the order of the rows:
-    (2a, 2b), (2a, 2b+1), (2a+1, 2b), (2a+1, 2b+1) for f = 2.
+    """Pixel shuffle (InternVL v2 order) of the kept cells alone: a cell's channels are its patches' vectors in a row.
 
     Args:
         patches_TPC: [T, grid * grid, C].
@@ -93,12 +98,9 @@ def shuffle_kept(patches_TPC: Tensor, kept: Tensor, grid: int, factor: int) -> T
     flat = patches_TPC.flatten(0, 1)
     if factor == 1:
         return flat.index_select(0, kept)
-    side = grid // factor
-    tile, cell = kept // (side * side), kept % (side * side)
-    first = tile * grid * grid + (cell // side) * factor * grid + (cell % side) * factor
-    step = torch.arange(factor, device=kept.device)
-    offsets = (step[:, None] * grid + step[None, :]).flatten()
-    return flat.index_select(0, (first[:, None] + offsets).flatten()).view(len(kept), -1)
+    tile, patches = cell_patches(kept, grid, factor)
+    rows = tile[:, None] * (grid * grid) + patches
+    return flat.index_select(0, rows.flatten()).view(len(kept), -1)
 
 
 class VisionLanguageModel(nn.Module):
@@ -138,8 +140,10 @@ class VisionLanguageModel(nn.Module):
                 f"pixel_shuffle {factor} does not divide"
             )
         self.image_size, self.factor = image_size, factor
+        self.loss_kernel: LossKernel = "torch"
         self.tower = tower
         self.depth_modules: list[KeyedDropPath] = install(tower, drop_path)
+        install_tail(tower)
         self.language_model = language_model
         use_packed_attention(language_model)
         width = language_model.get_input_embeddings().embedding_dim  # type: ignore[operator]
@@ -154,15 +158,46 @@ class VisionLanguageModel(nn.Module):
         """Visual tokens of one tile before dropping."""
         return (self.grid // self.factor) ** 2
 
+    @property
+    def _tail(self) -> TailBlock | None:
+        """The tower's last block where it knows to compute survivors alone."""
+        blocks: Any = getattr(self.tower, "blocks", None)
+        return blocks[-1] if blocks and isinstance(blocks[-1], TailBlock) else None
+
     def encode(self, tiles: Tensor, depth: Tensor | None = None) -> Tensor:
         """Tiles uint8 [T, 3, S, S] to patch features [T, P, C], CLS and register tokens removed."""
+        features = self._features(tiles, depth, None)
+        return features[:, int(self.tower.num_prefix_tokens) :]  # type: ignore[arg-type]
+
+    def encode_kept(self, pack: PackTensors) -> Tensor:
+        """Shuffled features [K, C f^2] of the pack's kept cells; the last block computes them alone where it can."""
+        cells = len(pack.tiles) * self.tokens_per_tile
+        if self._tail is None or len(pack.kept) > SPARSE_BELOW * cells:
+            return shuffle_kept(self.encode(pack.tiles, pack.depth), pack.kept, self.grid, self.factor)
+        chosen = survivors(
+            pack.kept,
+            pack.most_kept,
+            grid=self.grid,
+            factor=self.factor,
+            prefix=int(self.tower.num_prefix_tokens),  # type: ignore[arg-type]
+        )
+        return self._features(pack.tiles, pack.depth, chosen).view(len(pack.kept), -1)
+
+    def _features(self, tiles: Tensor, depth: Tensor | None, chosen: Survivors | None) -> Tensor:
+        tail = self._tail
         set_uniforms(self.depth_modules, depth if depth is not None and depth.shape[1] else None)
+        if tail is not None:
+            tail.survivors = chosen
         # Tiles come with their channels together; laying them apart here is free, the conversion writes anew anyway.
         planes = tiles.to(torch.float32, memory_format=torch.contiguous_format)
-        pixels = (planes - self.mean) / self.std
-        features: Tensor = self.tower.forward_features(pixels)  # type: ignore[operator]
-        set_uniforms(self.depth_modules, None)
-        return features[:, int(self.tower.num_prefix_tokens) :]  # type: ignore[arg-type]
+        pixels = planes.sub_(self.mean).div_(self.std).to(self.projector.fc1.weight.dtype)
+        try:
+            features: Tensor = self.tower.forward_features(pixels)  # type: ignore[operator]
+        finally:
+            set_uniforms(self.depth_modules, None)
+            if tail is not None:
+                tail.survivors = None
+        return features
 
     def project(self, patches: Tensor, kept: Tensor) -> Tensor:
         """Patch features [T, P, C] and kept cells [K] to language-model inputs [K, W]; nothing else is projected."""
@@ -174,7 +209,7 @@ class VisionLanguageModel(nn.Module):
         embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
         inputs: Tensor = embedding(pack.ids)
         if len(pack.kept):
-            visual = self.project(self.encode(pack.tiles, pack.depth), pack.kept)
+            visual: Tensor = self.projector(self.encode_kept(pack))
             inputs = inputs.index_copy(0, pack.slots, visual.to(inputs.dtype))
         return inputs[None]
 
@@ -184,7 +219,7 @@ class VisionLanguageModel(nn.Module):
             inputs_embeds=self.embed(pack),
             position_ids=pack.positions[None],
             use_cache=False,
-            doc_lengths=pack.lengths,
+            documents=Documents(pack.lengths, pack.ends),
         )
         states: Tensor = out.last_hidden_state
         return states[0]
@@ -193,4 +228,4 @@ class VisionLanguageModel(nn.Module):
         """The weighted sum of the losses at the supervised positions (Eq. 2), not divided."""
         head: Any = self.language_model.get_output_embeddings()  # type: ignore[operator]
         rows = self.hidden(pack).index_select(0, pack.predict)
-        return supervised_loss(rows, head.weight, pack.targets, pack.weights)
+        return supervised_loss(rows, head.weight, pack.targets, pack.weights, kernel=self.loss_kernel)

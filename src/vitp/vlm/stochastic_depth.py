@@ -11,22 +11,28 @@ from torch import Tensor, nn
 
 
 class KeyedDropPath(nn.Module):
-    """Drops the residual branch of each row whose number is below `rate`; scales the others by 1 / (1 - rate).
+    """Drops the residual branch of each tile whose number is below `rate`; scales the others by 1 / (1 - rate).
 
-    `uniform` [rows] is set by `set_uniforms` before a training forward; without it, or in eval mode, nothing drops.
+    `scale` float32 [tiles] is 0 or 1 / (1 - rate), set by `set_uniforms` before a training forward; without it, or in
+    eval mode, nothing drops.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.uniform: Tensor | None = None
+        self.scale: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output [rows, ...] to the same shape, in the same dtype."""
-        if not self.training or self.rate == 0.0 or self.uniform is None:
+        """Branch output [tiles, ...] to the same shape, in the same dtype."""
+        if not self.training or self.scale is None:
             return x
-        keep = (self.uniform >= self.rate).to(x.dtype) / (1.0 - self.rate)
-        return x * keep.view(-1, *([1] * (x.ndim - 1)))
+        return x * self.scale.to(x.dtype).view(-1, *([1] * (x.ndim - 1)))
+
+    def of_rows(self, x_RC: Tensor, tiles_R: Tensor) -> Tensor:
+        """The same for rows picked from the tiles: branch output [R, C] of rows that belong to `tiles_R`."""
+        if not self.training or self.scale is None:
+            return x_RC
+        return x_RC * self.scale.to(x_RC.dtype).index_select(0, tiles_R)[:, None]
 
     def extra_repr(self) -> str:
         """The rate, for ``print(model)``."""
@@ -58,6 +64,13 @@ def install(tower: nn.Module, rate: float) -> list[KeyedDropPath]:
 
 
 def set_uniforms(modules: list[KeyedDropPath], uniforms: Tensor | None) -> None:
-    """Hand each module its column of `uniforms` [tiles, modules]; None switches dropping off."""
+    """Hand each module what its column of `uniforms` [tiles, modules] decides; None switches dropping off.
+
+    The decision is taken here, not in `forward`, so that compiled blocks do not depend on the rate and one compiled
+    block serves all.
+    """
     for i, module in enumerate(modules):
-        module.uniform = None if uniforms is None else uniforms[:, i]
+        if uniforms is None or module.rate == 0.0:
+            module.scale = None
+        else:
+            module.scale = (uniforms[:, i] >= module.rate).float() / (1.0 - module.rate)

@@ -52,6 +52,11 @@ class TokenDropConfig(Config):
             return 1.0 if self.apply_prob is None else self.apply_prob
         return PRESETS[self.preset][1]
 
+    @property
+    def kept_share(self) -> float:
+        """The share of all visual tokens that survives on average."""
+        return 1.0 - self.ratio * self.probability
+
 
 def kept_count(n: int, drop_ratio: float) -> int:
     """How many of `n` tokens survive: ceil((1 - r) n), Eq. 4.

@@ -1,0 +1,6 @@
+"""What the server of `tests.distributed.ranks` imports once for all ranks."""
+
+import timm  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM  # noqa: F401
+
+import vitp.commands.pretrain  # noqa: F401
