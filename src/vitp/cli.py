@@ -223,10 +223,10 @@ def pretrain(
     from vitp.commands.pretrain import pretrain as run
     from vitp.progress import Console
 
-    if not _speaks():
-        run(recipe, overrides or [], resume=resume, overwrite=overwrite)
-        return
     console = Console()
+    if not _speaks():
+        run(recipe, overrides or [], resume=resume, overwrite=overwrite, say=console.say)
+        return
     with console.training("pretrain") as progress:
         result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
     trained = result.train

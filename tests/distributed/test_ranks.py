@@ -71,3 +71,14 @@ def test_continued_on_other_ranks_is_the_same_run(recipe: Path, alone: Path, pat
         pretrained(recipe.parent, size, recipe, overrides, resume=first > 0)
         assert [int(c.name.removeprefix("step_")) for c in list_checkpoints(out)] == [4, 8, 10]
     assert_same_run(out, alone)
+
+
+def test_frozen_parts_stay_frozen_on_ranks(recipe: Path) -> None:
+    """A language model that does not train; packs of text alone then have no gradient at all."""
+    frozen = ["lr_language_model=0", "warm_start.steps=0", "steps=10"]
+    expected = recipe.parent / "frozen"
+    pretrain(recipe, [f"out={expected}", *frozen])
+    for strategy in ("ddp", "zero1", "fsdp"):
+        out = recipe.parent / f"frozen-{strategy}"
+        pretrained(recipe.parent, 2, recipe, [f"out={out}", f"strategy={strategy}", *frozen])
+        assert_same_run(out, expected)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from vitp.backbone.vit import choose_attention
 from vitp.commands.precheck import checked
 from vitp.commands.preflight import Fitting, fitted_plan
-from vitp.commands.ranks import share_steps
+from vitp.commands.ranks import OtherRank, share_steps
 from vitp.config import Config, save
 from vitp.errors import CheckpointError, DataError
 from vitp.files import raise_if_unwritable, write_json
@@ -313,8 +313,9 @@ def pretrain(
     with joined() as ranks:
         config = ranks.together(lambda: load_recipe(PretrainConfig, recipe, overrides))
         ranks.use_devices(config.device)
-        quiet: Callable[[str], None] = say if ranks.first else lambda _: None
-        return _pretrain(config, ranks, resume, overwrite, progress if ranks.first else None, quiet)
+        if not ranks.first:
+            progress, say = OtherRank(ranks.rank, say), lambda _: None
+        return _pretrain(config, ranks, resume, overwrite, progress, say)
 
 
 def _pretrain(

@@ -14,6 +14,20 @@ from vitp.train.distributed import Ranks
 from vitp.train.strategies import StrategyName
 
 
+class OtherRank:
+    """Progress of a rank that does not show any, but says what it waits for."""
+
+    def __init__(self, rank: int, say: Callable[[str], None]) -> None:
+        self._rank, self._say = rank, say
+
+    def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
+        """Nothing: rank 0 shows the run's numbers."""
+
+    def say(self, text: str) -> None:
+        """A line that begins with the rank."""
+        self._say(f"rank {self._rank}: {text}")
+
+
 def share_steps(
     builder: StepBuilder,
     sources: Sequence[Source],

@@ -31,7 +31,7 @@ from vitp.train.feeding import Feeding, batches
 from vitp.train.hardware import dense_peak
 from vitp.train.optim import build_optimizer, freeze, lr_factor, set_lr, to_bf16_weights, uses_bf16_weights
 from vitp.train.saver import open_saver
-from vitp.train.strategies import StrategyName, choose_strategy
+from vitp.train.strategies import StrategyName, choose_strategy, local_part
 from vitp.train.task import Observation, Progress, StepBatch, Task
 from vitp.train.trackers import SilentTracker, Tracker
 
@@ -167,15 +167,19 @@ def _cut_lines(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _stop_not_finite(out: Path, step: int, what: str, batch: StepBatch, model: nn.Module) -> TrainingError:
-    """Save what is needed to look at step `step` (1-based) and say where."""
+def _stop_not_finite(
+    out: Path, step: int, what: str, batch: StepBatch, model: nn.Module, ranks: Ranks
+) -> TrainingError:
+    """Save what is needed to look at step `step` (1-based), of this rank alone, and say where."""
     folder = out / "failed" / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
+    rank = "" if ranks.alone else f"rank_{ranks.rank}_"
     for i, micro in enumerate(batch.micros):
         tensors = {name: tensor.contiguous().cpu() for name, tensor in micro.tensors().items()}
-        save_file(tensors, folder / f"batch_{i}.safetensors")
-    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
-    write_json(folder / "samples.json", {"step": step, "samples": batch.samples, "non_finite_parameters": bad})
+        save_file(tensors, folder / f"{rank}batch_{i}.safetensors")
+    kept = ((name, local_part(p)) for name, p in model.named_parameters())  # whole ones would need the other ranks
+    bad = [name for name, p in kept if not torch.isfinite(p).all()]
+    write_json(folder / f"{rank}samples.json", {"step": step, "samples": batch.samples, "non_finite_parameters": bad})
     first = f", the first at {batch.samples[0]}" if batch.samples else ""
     return TrainingError(
         f"{what} is not finite at step {step} ({len(batch.samples)} samples{first}); the batch is saved in {folder}; "
@@ -233,7 +237,7 @@ class _Run:
         loss, norm = torch.stack([total, self.strategy.clip(self.parameters, limit).double()]).tolist()
         for what, value in (("the loss", loss), ("the gradient", norm)):
             if not math.isfinite(value):
-                raise self.ranks.told(_stop_not_finite(self.out, step + 1, what, batch, self.model))
+                raise self.ranks.told(_stop_not_finite(self.out, step + 1, what, batch, self.model, self.ranks))
         factor = lr_factor(step, self.config.steps, self.config.warmup, self.starts)
         set_lr(self.optimizer, factor)
         self.optimizer.step()

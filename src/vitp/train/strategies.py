@@ -163,7 +163,7 @@ class ZeroOne(Replicated):
 
     @override
     def held(self, parameter: nn.Parameter) -> nn.Parameter:
-        return self._own[parameter]
+        return self._own.get(parameter, parameter)  # frozen ones have no rows
 
     @override
     def part_of(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -242,6 +242,13 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
             yield from within(child)
 
     return within(model)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, without asking the others."""
+    sharded: Any = tensor
+    part: Tensor = sharded.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def choose_strategy(name: StrategyName, ranks: Ranks, device: torch.device) -> Strategy:
