@@ -15,7 +15,7 @@ from tests.minidata import write_data, write_recipe
 from vitp.cli import app, main
 
 RUNNER = CliRunner()
-COMMANDS = ("demo", "check", "pretrain", "ask", "export", "finetune", "probe", "recipes", "env")
+COMMANDS = ("demo", "check", "estimate", "pretrain", "ask", "export", "finetune", "probe", "recipes", "models", "env")
 
 
 def test_help_names_every_command_with_a_sentence() -> None:

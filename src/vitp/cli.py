@@ -180,7 +180,7 @@ def estimate(
         supervised_tokens=supervised,
     )
     shown = RichConsole(stderr=as_json, highlight=False)
-    shown.width = max(shown.width, 100)  # a table in a file or a pipe is not to be broken
+    shown.width = max(shown.width, 110)  # a table in a file or a pipe is not to be broken
     shown.print(tables(found))
     _finish(found.to_json(), as_json)
 

@@ -27,7 +27,7 @@ class TrainingProgress:
             ("loss", "loss", ".3f"),
             ("samples_per_s", "samples/s", ".0f"),
             ("tflops_per_s", "TFLOP/s", ".3g"),
-            ("mfu", "MFU", ".0%"),
+            ("mfu", "MFU", ".0%"),  # nothing where the hardware's peak is not known
             ("wait_share", "waiting for data", ".0%"),
             ("evaluation/loss", "held-out loss", ".3f"),
             ("evaluation/vqa_exact", "answers right", ".0%"),

@@ -34,7 +34,18 @@ def test_torchs_names_are_recognised(name: str, key: str) -> None:
     assert found.key == key
 
 
-@pytest.mark.parametrize("name", ["NVIDIA A10G", "Graphics Device", "NVIDIA L40", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA H100 MIG 1g.10gb",
+        "Graphics Device",
+        "NVIDIA L40",
+        "",
+    ],
+)
 def test_names_that_only_look_alike_have_no_peak(name: str) -> None:
     found = recognise(name)
     assert found is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from vitp.instruction.index import open_source
 from vitp.instruction.mixture_sizes import MixtureSizes, assumed_sizes, given_sizes, measured_sizes
 from vitp.recipes import load_recipe
 from vitp.train.hardware import COMPARED, USABLE, Gpu, find_gpu
-from vitp.vlm.fit import full_pack, memory_precision
+from vitp.vlm.checkpointing import Checkpointing
+from vitp.vlm.fit import full_pack, memory_precision, worthwhile_pack
 from vitp.vlm.flops import PartFlops, StepFlops, Trained, Work, count_flops, last_block_of
-from vitp.vlm.memory import MemoryPrecision, ModelMemory, PackMemory, count_memory, largest_pack
+from vitp.vlm.memory import MemoryPrecision, ModelMemory, PackMemory, count_memory
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.sketch import sketch_model
 from vitp.vlm.token_drop import TokenDropConfig
@@ -63,6 +64,7 @@ class GpuEstimate:
     memory_gib: float
     usable_gib: float
     recipe_pack_gib: float  # what a full pack within the recipe's bounds needs
+    checkpointing: Checkpointing  # the least with which packs are worth while, of those that the recipe allows
     largest_pack: dict[str, int] | None  # tiles, tokens and samples; None: not even one sample fits
     samples_per_s: float
     hours: float
@@ -211,9 +213,11 @@ class _Estimator:
         flops, flops_whole = self._flops(dropped, config.vrl.kept_share), self._flops(whole, 1.0)
         precision = memory_precision(config.precision, config.weights, self.gpus, kinds[0])
         last_block = last_block_of(self.model, config.vrl.kept_share)
-        memory = count_memory(self.model, precision, trained, last_block=last_block)
+        memories = {
+            mode: count_memory(self.model, precision, trained, mode, last_block) for mode in config.checkpointing_modes
+        }
         pack = full_pack(dropped, config.max_tiles_per_pack, config.max_tokens_per_pack, self._most_samples())
-        found = memory.of(pack)
+        found = next(iter(memories.values())).of(pack)
         return Estimate(
             name=config.name,
             parts=_parts(self.model, trained, flops.useful, flops_whole.useful),
@@ -228,15 +232,15 @@ class _Estimator:
             bounds_chosen=config.sets_pack_bounds,
             pack=_whole_numbers(pack),
             memory=_gib(found),
-            gpus=tuple(self._on(kind, memory, found, dropped, flops, flops_whole) for kind in kinds),
+            gpus=tuple(self._on(kind, memories, found, dropped, whole) for kind in kinds),
             efficiency=self.efficiency,
             efficiency_source=EFFICIENCY_SOURCE if self.efficiency == EFFICIENCY else "given",
             paper=self._paper(flops),
         )
 
-    def _flops(self, work: Work, kept_share: float) -> StepFlops:
+    def _flops(self, work: Work, kept_share: float, checkpointing: Checkpointing = "none") -> StepFlops:
         last_block = last_block_of(self.model, kept_share)
-        return count_flops(self.model).of(work, self.config.trained, last_block=last_block)
+        return count_flops(self.model).of(work, self.config.trained, last_block=last_block, checkpointing=checkpointing)
 
     def _most_samples(self) -> float:
         return float(min(self.config.batch_size, self.config.max_samples_per_pack or self.config.batch_size))
@@ -253,15 +257,14 @@ class _Estimator:
     def _on(
         self,
         kind: Gpu,
-        memory: ModelMemory,
+        memories: Mapping[Checkpointing, ModelMemory],
         pack: PackMemory,
         sample: Work,
-        flops: StepFlops,
-        whole: StepFlops,
+        whole: Work,
     ) -> GpuEstimate:
         usable = USABLE * kind.memory * GIB
-        largest = largest_pack(memory, sample, usable)
-        hours = self._hours(kind, self.gpus, flops)
+        mode, largest = worthwhile_pack(memories, sample, usable)
+        hours = self._hours(kind, self.gpus, self._flops(sample, self.config.vrl.kept_share, mode))
         return GpuEstimate(
             gpu=kind.key,
             gpus=self.gpus,
@@ -269,10 +272,11 @@ class _Estimator:
             memory_gib=kind.memory,
             usable_gib=usable / GIB,
             recipe_pack_gib=pack.total / GIB,
+            checkpointing=mode,
             largest_pack=None if largest is None else _whole_numbers(largest),
             samples_per_s=self.config.steps * self.config.batch_size / (hours * 3600),
             hours=hours,
-            hours_without_vrl=self._hours(kind, self.gpus, whole),
+            hours_without_vrl=self._hours(kind, self.gpus, self._flops(whole, 1.0, mode)),
             source=kind.source,
         )
 

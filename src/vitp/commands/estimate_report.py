@@ -83,7 +83,16 @@ def _memory(e: Estimate) -> Group:
 def _gpus(e: Estimate) -> Group:
     return _table(
         "GPUs",
-        ("", "GiB to use", "recipe's pack", "largest pack that fits", "samples/s", "hours", "without VRL"),
+        (
+            "",
+            "GiB to use",
+            "recipe's pack",
+            "largest pack that fits",
+            "recomputed",
+            "samples/s",
+            "hours",
+            "without VRL",
+        ),
         [_gpu(g, e.bounds_chosen) for g in e.gpus],
     )
 
@@ -95,6 +104,7 @@ def _gpu(g: GpuEstimate, chosen: bool) -> tuple[str, ...]:
         f"{g.usable_gib:.1f}",
         "fits" if fits else "too large" if chosen or largest is None else "is lowered",
         "none" if largest is None else f"{largest['tiles']:,} tiles, {largest['tokens']:,} tokens",
+        g.checkpointing,
         f"{g.samples_per_s:.4g}",
         _hours(g.hours),
         _hours(g.hours_without_vrl),

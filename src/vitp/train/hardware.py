@@ -8,12 +8,14 @@ peak here, so that no utilisation is ever reported against a guess.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import torch
 
 from vitp.errors import ConfigError
 
+_HARMLESS = re.compile(r"nvidia|tesla|\d+gb|pcie|sxm\d?|hbm\d\w?")
 USABLE = 0.92  # ours: 74 of 80 GB; the rest is CUDA's context and gaps between the allocator's blocks
 
 
@@ -76,12 +78,18 @@ def find_gpu(key: str) -> Gpu:
 
 
 def recognise(name: str) -> Gpu | None:
-    """The GPU of a CUDA device name such as ``NVIDIA H100 80GB HBM3``; None for one that is not listed."""
-    words = f" {name.replace('-', ' ')} ".lower()
+    """The GPU of a CUDA device name such as ``NVIDIA H100 80GB HBM3``; None for one that is not listed.
+
+    Words that the list does not have may only tell maker, memory or socket, so that a laptop's or a Ti's peak is not guessed.
+    """
+    words = name.replace("-", " ").lower().split()
     best: tuple[int, Gpu] | None = None
     for gpu in GPUS:
         for part in gpu.names:
-            if f" {part.replace('-', ' ').lower()} " in words and (best is None or len(part) > best[0]):
+            wanted = part.replace("-", " ").lower().split()
+            rest = [word for word in words if word not in wanted]
+            known = all(_HARMLESS.fullmatch(word) for word in rest) and set(wanted) <= set(words)
+            if known and (best is None or len(part) > best[0]):
                 best = len(part), gpu
     return best[1] if best else None
 

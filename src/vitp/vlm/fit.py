@@ -81,7 +81,7 @@ def fit_bounds(
         need = memory.of(pack).total
         if need <= budget and (bounds.chosen or mode == least):
             return Fitted(bounds.tiles, bounds.tokens, need, mode, lowered=False)
-    mode, largest = _worthwhile(memories, sample, budget)
+    mode, largest = worthwhile_pack(memories, sample, budget)
     if largest is None:
         needed = memories[mode].of(sample).total
         raise ConfigError(
@@ -102,7 +102,7 @@ def fit_bounds(
     return Fitted(tiles, tokens, need, mode, lowered=(tiles, tokens) != (bounds.tiles, bounds.tokens))
 
 
-def _worthwhile(
+def worthwhile_pack(
     memories: Mapping[Checkpointing, ModelMemory], sample: Work, budget: float
 ) -> tuple[Checkpointing, Work | None]:
     """The least checkpointing under which a pack keeps a GPU busy, and the largest such pack; else the most."""
