@@ -338,23 +338,19 @@ def _pretrain(
     numbers = config.evaluation.numbers(config.data.sources)
     splits = ranks.together(lambda: find_splits(whole, numbers, out / HELD_OUT if resumed else None))
     sources, held = parted(whole, splits)
+    asked = [*held, *others]
     begun = None
     if not resumed:
         begun = ranks.together(
-            lambda: _begin(config, sources, report, overwrite, ranks.size, say) if report is not None else None
+            lambda: _begin(config, sources, asked, report, overwrite, ranks, say) if report is not None else None
         )
         ranks.lead(lambda: write_splits(out / HELD_OUT, whole, splits) if splits else None)
         ranks.see_the_same_folder(out)
     # The other ranks' weights are those of rank 0, which the loop hands out.
-    task = ranks.together(
-        lambda: begun[0] if begun else build_task(config, sources, load_tokenizer(str(out / "tokenizer")), run=out)
-    )
-    modes = config.checkpointing_modes
-    fitting = ranks.lead(
-        lambda: begun[1] if begun else fitted_plan(task, config, ranks=ranks.size, resumed=True, say=say, modes=modes)
-    )
+    begun = begun or ranks.together(lambda: _join(config, sources, asked, ranks, say))
+    fitting = ranks.lead(lambda: begun.fitting or _fitted(begun.task, config, ranks, True, say))
+    task = begun.task
     task.builder.plan = fitting.plan
-    evaluator = ranks.together(lambda: _evaluator(config, task, [*held, *others], ranks, say))
     if not ranks.alone:
         share_steps(task.builder, whole, config.data.index, config.strategy, ranks, say)
     device = choose_device(config.device)
@@ -374,7 +370,7 @@ def _pretrain(
         progress=progress,
         schedule_starts=(0, warm) if warm else (0,),
         fingerprint=same,
-        after_step=evaluator,
+        after_step=begun.evaluator,
         ranks=ranks,
     )
     ranks.lead(lambda: write_run_report(out, config.name))
@@ -406,22 +402,45 @@ def _evaluator(
     )
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What a rank trains with."""
+
+    task: PretrainingTask
+    evaluator: Evaluator | None
+    fitting: Fitting | None  # rank 0's is everybody's
+
+
+def _fitted(
+    task: PretrainingTask, config: PretrainConfig, ranks: Ranks, resumed: bool, say: Callable[[str], None]
+) -> Fitting:
+    return fitted_plan(task, config, ranks=ranks.size, resumed=resumed, say=say, modes=config.checkpointing_modes)
+
+
 def _begin(
     config: PretrainConfig,
     sources: Sequence[Source],
+    asked: Sequence[Source],
     report: CheckReport,
     overwrite: bool,
-    ranks: int,
+    ranks: Ranks,
     say: Callable[[str], None],
-) -> tuple[PretrainingTask, Fitting]:
-    """A new run: its model built, its folder made."""
+) -> _Begun:
+    """A new run: its model built, its folder made when nothing can go wrong any more."""
     tokenizer = recipe_tokenizer(config, sources, say)
     task = build_task(config, sources, tokenizer, say=say)
-    modes = config.checkpointing_modes
-    fitting = fitted_plan(task, config, ranks=ranks, resumed=False, say=say, modes=modes)
+    begun = _Begun(task, _evaluator(config, task, asked, ranks, say), _fitted(task, config, ranks, False, say))
     open_output(config.folder, overwrite=overwrite)
     _describe(config.folder, config, tokenizer, task, report)
-    return task, fitting
+    return begun
+
+
+def _join(
+    config: PretrainConfig, sources: Sequence[Source], asked: Sequence[Source], ranks: Ranks, say: Callable[[str], None]
+) -> _Begun:
+    """A run whose folder is there: one that is resumed, or that rank 0 has begun."""
+    task = build_task(config, sources, load_tokenizer(str(config.folder / "tokenizer")), run=config.folder)
+    return _Begun(task, _evaluator(config, task, asked, ranks, say), None)
 
 
 def _describe(out: Path, config: PretrainConfig, tokenizer: Any, task: PretrainingTask, report: CheckReport) -> None:
