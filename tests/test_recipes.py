@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from vitp.ablation.plan import SweepConfig
 from vitp.cli import app
 from vitp.commands.finetune import FinetuneConfig
 from vitp.commands.pretrain import PretrainConfig
@@ -21,14 +22,19 @@ from vitp.errors import ConfigError
 from vitp.instruction.source import SourceConfig
 from vitp.recipes import find_recipe, list_recipes, load_recipe, summary
 
-KINDS: dict[str, type[Config]] = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
+KINDS: dict[str, type[Config]] = {
+    "ablation": SweepConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "probe": ProbeConfig,
+}
 RECIPES = list_recipes()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_recipe_loads_and_has_its_header(path: Path) -> None:
     kind = KINDS[path.parent.name]
-    overrides = [] if path.parent.name == "pretrain" else ["backbone=backbone.safetensors"]
+    overrides = [] if path.parent.name in ("pretrain", "ablation") else ["backbone=backbone.safetensors"]
     config = load_recipe(kind, path, overrides)
     assert dump(config)
     text = path.read_text(encoding="utf-8")

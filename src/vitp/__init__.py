@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitp.commands.index import index
     from vitp.commands.pretrain import load_run, pretrain
     from vitp.commands.probe import probe
+    from vitp.commands.sweep import sweep
     from vitp.commands.synthesize import synthesize
     from vitp.errors import VitpError
 
@@ -36,6 +37,7 @@ _HOMES = {
     "load_run": "vitp.commands.pretrain",
     "pretrain": "vitp.commands.pretrain",
     "probe": "vitp.commands.probe",
+    "sweep": "vitp.commands.sweep",
     "synthesize": "vitp.commands.synthesize",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "load_run",
     "pretrain",
     "probe",
+    "sweep",
     "synthesize",
 ]
 

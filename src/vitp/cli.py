@@ -217,13 +217,34 @@ def pretrain(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", help="A key and its values, e.g. drop_ratio=0,0.5,0.75; several make a grid."),
+    ] = None,
+    then: Annotated[
+        list[str] | None,
+        typer.Option("--then", help='With --sweep: measure each point, e.g. "probe/rsscn7 data.root=/data/rsscn7".'),
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="With --sweep: print the command of each point and end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Pretrain a ViT inside a vision-language model on instruction data; under torchrun, on many ranks."""
+    """Pretrain a ViT inside a vision-language model on instruction data; under torchrun on many ranks, with --sweep at every
+    point of a grid.
+    """
+    from vitp.ablation.plan import is_sweep
     from vitp.commands.pretrain import pretrain as run
     from vitp.progress import Console
 
     console = Console()
+    if sweep or is_sweep(recipe):
+        _sweep(recipe, overrides or [], sweep or [], then or [], list_only, resume, overwrite, as_json)
+        return
+    if then or list_only:
+        from vitp.errors import ConfigError
+
+        raise ConfigError("--then and --list go with --sweep; say what is varied, as in --sweep drop_ratio=0,0.5,0.75")
     if not _speaks():
         run(recipe, overrides or [], resume=resume, overwrite=overwrite, say=console.say)
         return
@@ -240,6 +261,44 @@ def pretrain(
     _finish(
         {"out": str(result.out), "loss": trained.loss, "seconds": trained.seconds, "skipped": trained.skipped}, as_json
     )
+
+
+def _sweep(
+    recipe: str,
+    overrides: list[str],
+    axes: list[str],
+    then: list[str],
+    list_only: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from vitp.commands.sweep import commands
+    from vitp.commands.sweep import sweep as run
+    from vitp.progress import Console
+
+    if list_only:
+        for line in commands(recipe, axes, overrides, then=then):
+            typer.echo(line)
+        return
+    console = Console()
+    with console.training("sweep") as progress:
+        result = run(
+            recipe,
+            axes,
+            overrides,
+            then=then,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            say=console.say,
+        )
+    for line in result.lines():
+        typer.echo(line, err=as_json)
+    _say(f"report: {result.out / 'sweep.html'}")
+    _finish(result.to_json(), as_json)
+    if result.failed:
+        raise typer.Exit(2)
 
 
 @app.command()

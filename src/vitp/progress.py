@@ -22,7 +22,7 @@ class TrainingProgress:
 
     def update(self, step: int, steps: int, logs: dict[str, float]) -> None:
         """Show the newest numbers."""
-        parts = []
+        parts = [f"point {logs['point']:.0f} of {logs['points']:.0f}"] if "point" in logs else []
         for key, label, form in (
             ("loss", "loss", ".3f"),
             ("samples_per_s", "samples/s", ".0f"),

@@ -19,7 +19,15 @@ from tests.tokenizerdata import (
 
 from vitp.errors import CheckpointError
 from vitp.instruction.chat import SPECIAL_TOKENS
-from vitp.vlm.tokenizer import build_tokenizer, embedding_rows, load_tokenizer, raise_if_beyond, read_tokenizer
+from vitp.vlm.tiny import load_language_model
+from vitp.vlm.tokenizer import (
+    build_tokenizer,
+    embedding_rows,
+    load_tokenizer,
+    raise_if_beyond,
+    read_tokenizer,
+    split_gguf,
+)
 
 
 def test_the_chat_templates_own_words_are_one_token_each() -> None:
@@ -150,3 +158,20 @@ def test_a_damaged_gguf_file_is_one_sentence(content: bytes | None, tmp_path: Pa
         file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.Q4_1\.gguf: "):
         load_tokenizer(str(file))
+
+
+def test_a_gguf_file_is_read_as_one_and_a_file_of_another_kind_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitp.synthesize.paraphrase.find_spec", lambda name: object())
+    file = tmp_path / "small.gguf"
+    assert split_gguf("Qwen/Qwen2.5-0.5B-Instruct") == ("Qwen/Qwen2.5-0.5B-Instruct", None)
+    assert split_gguf(str(tmp_path)) == (str(tmp_path), None)
+    file.write_bytes(b"GGUF" + bytes(20))
+    assert split_gguf(str(file)) == (str(tmp_path), "small.gguf")
+    file.write_bytes(b"<html>not found</html>      ")
+    for load in (load_tokenizer, lambda path: load_language_model(path, 0)):
+        with pytest.raises(CheckpointError, match="small.gguf is no whole GGUF file"):
+            load(str(file))
+        with pytest.raises(CheckpointError, match="gone.gguf"):
+            load(str(tmp_path / "gone.gguf"))

@@ -21,6 +21,7 @@ from vitp.instruction.chat_template import ChatConfig, apply_chat_config
 from vitp.instruction.check_report import CheckReport
 from vitp.instruction.held_out import HELD_OUT, find_splits, parted, write_splits
 from vitp.instruction.index import IndexConfig, SizeRules, open_source
+from vitp.instruction.leave_out import leave_out
 from vitp.instruction.meta import expand_document, resolve_sources
 from vitp.instruction.pack import StepBuilder
 from vitp.instruction.plan import PlanConfig
@@ -62,6 +63,8 @@ class DataConfig(Config):
     sources: list[SourceConfig] = Field(min_length=1)
     meta: Path | None = None  # a released mixture JSON instead of sources; read at once, and None from then on
     base: Path | None = None  # joined to relative roots (and a meta file's paths) at once, and None from then on
+    # Sources left out, by name, modality, task or domain: at once, and () from then on
+    without: tuple[str, ...] = ()
     tiling: TilingConfig = TilingConfig()
     chat: ChatConfig = ChatConfig()
     max_length: int = Field(default=4096, ge=16)  # released scripts; tokens of a sample before dropping
@@ -73,7 +76,7 @@ class DataConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, data: Any) -> Any:
-        return resolve_sources(data) if isinstance(data, dict) else data
+        return leave_out(resolve_sources(data)) if isinstance(data, dict) else data
 
     def open_sources(self) -> list[Source]:
         """All sources, by their indexes where there are any.

@@ -284,7 +284,12 @@ def recipe_fingerprint(config: LoopConfig, free: AbstractSet[str] = frozenset())
     return flat
 
 
-def _check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
+def check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another recipe: `saved` is its state, `path` where it lies.
+
+    Raises:
+        CheckpointError: names the values that changed.
+    """
     before = saved.get("fingerprint", {})
     changed = sorted(k for k in before.keys() | fingerprint.keys() if before.get(k) != fingerprint.get(k))
     if changed:
@@ -349,7 +354,7 @@ def train(
     newest = saver.newest() if resume else None
     if newest is not None:
         state = saver.load(newest)
-        ranks.alike(partial(_check_same_recipe, state, fingerprint, newest))
+        ranks.alike(partial(check_same_recipe, state, fingerprint, newest))
         start, loss, total = int(state["step"]), float(state["loss"]), state["total"]
     if resume and ranks.first:
         for name in ("log.jsonl", "skipped.jsonl"):

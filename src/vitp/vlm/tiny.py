@@ -14,6 +14,7 @@ from torch import nn
 from vitp.config import Config
 from vitp.errors import CheckpointError
 from vitp.vlm.stored import refuse_pickle
+from vitp.vlm.tokenizer import split_gguf
 
 
 class LanguageModelConfig(Config):
@@ -96,7 +97,9 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     if gguf_file is None and path.lower().endswith(".gguf"):
-        path, gguf_file = _gguf(path)
+        if not Path(path).is_file():
+            raise CheckpointError(f"{path}: no such file")
+        path, gguf_file = split_gguf(path)
     if Path(path).is_file():
         refuse_pickle(Path(path))
         raise CheckpointError(f"{path} is a file; give the folder of a language model, a .gguf file, or a hub id")
@@ -125,17 +128,6 @@ def load_language_model(
     _add_rows(model, vocabulary, say)
     assert isinstance(model, nn.Module)
     return model
-
-
-def _gguf(path: str) -> tuple[str, str]:
-    """Folder and name of a GGUF file that can be read here."""
-    from vitp.synthesize.paraphrase import find_model
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file")
-    folder, name = find_model(Path(path))
-    assert name is not None
-    return str(folder), name
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def read_tokenizer(path: str, gguf_file: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     if gguf_file is None and Path(path).suffix.lower() == ".gguf":
-        path, gguf_file = str(Path(path).parent), Path(path).name
+        path, gguf_file = split_gguf(path) if Path(path).is_file() else (str(Path(path).parent), Path(path).name)
     place = Path(path, gguf_file or "")
     if gguf_file is not None and not place.is_file():
         raise CheckpointError(f"{place}: there is no such file")
@@ -96,6 +96,21 @@ def read_tokenizer(path: str, gguf_file: str | None = None) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def split_gguf(path: str) -> tuple[str, str | None]:
+    """Folder and name of a GGUF file; of anything else the path itself and None.
+
+    Raises:
+        CheckpointError: the file is no GGUF file.
+        MissingExtraError: what reads it is not installed.
+    """
+    if not path.lower().endswith(".gguf") or not Path(path).is_file():
+        return path, None
+    from vitp.synthesize.paraphrase import find_model
+
+    folder, name = find_model(Path(path))
+    return str(folder), name
 
 
 def load_tokenizer(path: str, gguf_file: str | None = None) -> Any:
