@@ -27,7 +27,8 @@ import torch
 from bench.transfer import scene_questions
 from vitp.backbone.vit import save_backbone
 from vitp.commands.export import backbone_config, export
-from vitp.commands.pretrain import PretrainConfig, build_model, load_run, pretrain, recipe_tokenizer
+from vitp.commands.pretrain import build_model, load_run, pretrain, recipe_tokenizer
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.probe import probe
 from vitp.config import dump
 from vitp.files import write_json

@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer, size_rules
+from vitp.commands.pretrain import recipe_tokenizer, size_rules
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.instruction.index_build import build_index
 from vitp.instruction.pack import StepBuilder
 from vitp.instruction.plan import CostConfig, PlanConfig, sample_costs

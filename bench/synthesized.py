@@ -20,7 +20,8 @@ from typing import Any
 from vitp.backbone.vit import random_backbone, save_backbone
 from vitp.commands.check import check
 from vitp.commands.export import backbone_config, export
-from vitp.commands.pretrain import PretrainConfig, pretrain
+from vitp.commands.pretrain import pretrain
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.commands.synthesize import SynthesizeConfig, synthesize
 from vitp.datasets.folder import LabelledConfig, read_labelled

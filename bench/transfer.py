@@ -26,7 +26,8 @@ import numpy as np
 from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
 from vitp.commands.export import backbone_config, export
 from vitp.commands.finetune import finetune
-from vitp.commands.pretrain import PretrainConfig, load_run, pretrain
+from vitp.commands.pretrain import load_run, pretrain
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import dump
 from vitp.datasets.folder import LabelledConfig

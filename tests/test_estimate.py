@@ -17,7 +17,8 @@ from vitp.cli import app, main
 from vitp.commands import preflight
 from vitp.commands.estimate import estimate, recipe_sizes
 from vitp.commands.index import index
-from vitp.commands.pretrain import PretrainConfig, pretrain
+from vitp.commands.pretrain import pretrain
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import ConfigError
 from vitp.progress import TrainingProgress
 from vitp.recipes import load_recipe

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import vitp
 from tests.minidata import write_data, write_recipe
 from vitp.cli import app
-from vitp.commands.pretrain import PretrainConfig, fingerprint
+from vitp.commands.pretrain_recipe import PretrainConfig, fingerprint
 from vitp.config import load
 from vitp.errors import DataError, OutputError
 from vitp.instruction import index_build, index_file, measure

@@ -11,7 +11,8 @@ import pytest
 
 from tests.internvldata import PublishedInternVL, write_checkpoint
 from tests.minidata import write_data, write_recipe
-from vitp.commands.pretrain import PretrainConfig, load_run, pretrain, recipe_tokenizer, size_rules
+from vitp.commands.pretrain import load_run, pretrain, recipe_tokenizer, size_rules
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import CheckpointError
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.sample import Turn

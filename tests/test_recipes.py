@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from vitp.ablation.plan import SweepConfig
 from vitp.cli import app
 from vitp.commands.finetune import FinetuneConfig
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.probe import ProbeConfig
 from vitp.commands.recipes import describe, listing, show
 from vitp.config import Config, dump, load

@@ -9,7 +9,7 @@ from tests.minidata import write_data
 
 import vitp
 from vitp.ablation.plan import SweepConfig
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.recipes import list_recipes, load_recipe
 
 ABLATIONS = [path for path in list_recipes() if path.parent.name == "ablation"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitp.ablation.axes import axis_of, grid, label_axes, needed, parse_axis, resolve_key, variants_axis
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import ConfigError
 from vitp.recipes import load_recipe
 

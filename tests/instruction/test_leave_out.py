@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.config import dump, load
 from vitp.errors import ConfigError
 from vitp.recipes import load_recipe

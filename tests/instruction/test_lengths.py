@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vitp.commands.check import check
-from vitp.commands.pretrain import PretrainConfig, build_task, recipe_tokenizer
+from vitp.commands.pretrain import build_task, recipe_tokenizer
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import DataError
 from vitp.instruction.chat import ChatFormat
 from vitp.instruction.check import CheckOptions, check_sources

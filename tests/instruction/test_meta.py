@@ -14,7 +14,8 @@ from tests.minidata import write_data, write_recipe
 from typer.testing import CliRunner
 
 from vitp.cli import app, main
-from vitp.commands.pretrain import DataConfig, PretrainConfig, fingerprint, pretrain
+from vitp.commands.pretrain import pretrain
+from vitp.commands.pretrain_recipe import DataConfig, PretrainConfig, fingerprint
 from vitp.config import dump
 from vitp.errors import ConfigError, DataError
 from vitp.instruction.meta import read_meta, to_yaml

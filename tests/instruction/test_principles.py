@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import vitp
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import ConfigError
 from vitp.instruction.principles import Principles, assess, modalities_of, shortcomings
 from vitp.instruction.source import SourceConfig

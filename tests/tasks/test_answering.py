@@ -15,7 +15,8 @@ from tests.minidata import write_data, write_recipe
 from tests.tinyvlm import VOCABULARY, laid_out_sample, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from vitp.commands.pretrain import PretrainConfig, build_task, fingerprint, pretrain, recipe_tokenizer
+from vitp.commands.pretrain import build_task, pretrain, recipe_tokenizer
+from vitp.commands.pretrain_recipe import PretrainConfig, fingerprint
 from vitp.config import load
 from vitp.errors import CheckpointError, ConfigError, DataError
 from vitp.instruction.grammar import print_boxes

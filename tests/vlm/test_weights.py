@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.internvldata import PublishedInternVL, write_checkpoint, write_shards
 from transformers import CLIPConfig, GPT2Config, GPT2LMHeadModel, LlavaConfig
 
-from vitp.commands.pretrain import PretrainConfig, build_model
+from vitp.commands.pretrain import build_model
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.config import load
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.vlm.build import ModelConfig, assemble, tokenizer_of

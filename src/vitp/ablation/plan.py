@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from vitp.ablation.axes import Axis, Point, grid, label_axes, needed, parse_axis, variants_axis
 from vitp.ablation.downstream import Downstream, parse_then
-from vitp.commands.pretrain import PretrainConfig
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.config import Config
 from vitp.errors import ConfigError
 from vitp.recipes import find_recipe, load_recipe

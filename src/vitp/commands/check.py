@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer, size_rules
+from vitp.commands.pretrain import recipe_tokenizer, size_rules
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import CheckpointError
 from vitp.instruction.check import CheckOptions, check_sources
 from vitp.instruction.check_html import write_check_report

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer, size_rules
+from vitp.commands.pretrain import recipe_tokenizer, size_rules
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import ConfigError, VitpError
 from vitp.instruction.index import open_source
 from vitp.instruction.mixture_sizes import MixtureSizes, assumed_sizes, given_sizes, measured_sizes

@@ -11,7 +11,8 @@ from torch import nn
 
 from vitp.backbone.resample import RESAMPLES, Resample, resized
 from vitp.backbone.vit import BackboneConfig
-from vitp.commands.pretrain import PretrainConfig, load_run
+from vitp.commands.pretrain import load_run
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import CheckpointError, ConfigError, VitpError
 from vitp.files import write_json, write_text
 from vitp.release.card import model_card, record

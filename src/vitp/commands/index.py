@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vitp.commands.pretrain import PretrainConfig, recipe_tokenizer, size_rules
+from vitp.commands.pretrain import recipe_tokenizer, size_rules
+from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.errors import DataError
 from vitp.instruction.index import Index, IndexConfig, open_source
 from vitp.instruction.index_build import build_index

@@ -21,7 +21,7 @@ from vitp.vlm.flops import Work, count_flops, last_block_of
 from vitp.vlm.memory import MemoryPrecision, ModelMemory, count_memory
 
 if TYPE_CHECKING:
-    from vitp.commands.pretrain import PretrainConfig
+    from vitp.commands.pretrain_recipe import PretrainConfig
 
 _LOOKED_AT = 16  # records of a source without an index
 _HUGELY = 4.0  # times a machine's free memory: below it swap, sharing or a poor guess may still save a run on a CPU

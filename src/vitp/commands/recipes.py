@@ -163,7 +163,7 @@ def describe(name: str, overrides: Sequence[str] = (), *, base: Path | None = No
         if overrides:
             raise ConfigError(f"'{overrides[0]}': only pretraining recipes are shown with overrides; leave it out")
         return Detail(_status(path, _plain_sources(path, base)), tuple(header(path)), None)
-    from vitp.commands.pretrain import PretrainConfig
+    from vitp.commands.pretrain_recipe import PretrainConfig
     from vitp.instruction.mixture import Mixture
 
     placed = [f"data.base={_quoted(base)}"] if base is not None else []

@@ -19,7 +19,8 @@ from vitp.ablation.plan import Axes, Job, Plan, described, plan_sweep
 from vitp.ablation.report import write_sweep_report
 from vitp.ablation.table import Outcome
 from vitp.commands.export import export
-from vitp.commands.pretrain import fingerprint, pretrain
+from vitp.commands.pretrain import pretrain
+from vitp.commands.pretrain_recipe import fingerprint
 from vitp.config import save
 from vitp.errors import CheckpointError, OutputError, VitpError
 from vitp.files import write_json, write_text

@@ -20,7 +20,8 @@ from pydantic import Field
 from vitp.backbone.vit import random_backbone, save_backbone
 from vitp.commands.export import ExportResult, backbone_config, export
 from vitp.commands.finetune import FinetuneConfig, FinetuneResult, finetune
-from vitp.commands.pretrain import DataConfig, PretrainConfig, PretrainResult, WarmStartConfig, pretrain
+from vitp.commands.pretrain import PretrainResult, pretrain
+from vitp.commands.pretrain_recipe import DataConfig, PretrainConfig, WarmStartConfig
 from vitp.commands.probe import ProbeConfig, ProbeResult, probe
 from vitp.config import Config, save
 from vitp.datasets.folder import LabelledConfig

@@ -17,7 +17,7 @@ from vitp.release.origins import Origin, read_origins
 from vitp.train.checkpoint import list_checkpoints, model_tensors
 
 if TYPE_CHECKING:
-    from vitp.commands.pretrain import PretrainConfig
+    from vitp.commands.pretrain_recipe import PretrainConfig
 
 _SPEED = (
     "_per_s",
