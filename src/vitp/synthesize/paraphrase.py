@@ -229,11 +229,11 @@ def find_model(path: Path) -> tuple[Path, str | None]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be used as a language model ({error.strerror})") from error
     if is_file and path.suffix.lower() == ".gguf":
+        if start[:4] != b"GGUF" or len(start) < _GGUF_HEADER:
+            raise CheckpointError(f"{path} is no whole GGUF file, whatever its name says; download it again")
         for name in ("gguf", "accelerate"):
             if find_spec(name) is None:
                 raise MissingExtraError(f"{path}: a GGUF file needs {name}; install it with: pip install 'vitp[gguf]'")
-        if start[:4] != b"GGUF" or len(start) < _GGUF_HEADER:
-            raise CheckpointError(f"{path} is no whole GGUF file, whatever its name says; download it again")
         return path.parent, path.name
     if is_file or not is_folder:
         found = "is a file" if is_file else "is no folder with a config.json" if path.exists() else "does not exist"
