@@ -23,10 +23,10 @@ from torch import Tensor
 from vitp.vlm.attention import _per_document, _short_documents
 
 
-def ratio(rival: Callable[[], None], ours: Callable[[], None], rounds: int) -> float:
+def ratio(rival: Callable[[], object], ours: Callable[[], object], rounds: int) -> float:
     """Median over the rounds of rival's time over ours."""
 
-    def timed(work: Callable[[], None]) -> float:
+    def timed(work: Callable[[], object]) -> float:
         begun = time.perf_counter()
         work()
         return time.perf_counter() - begun

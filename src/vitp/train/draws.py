@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     REPLACEMENT = 4
     MIXTURE = 5
     INITIALISE = 6
+    BOX_SAMPLE = 12
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
