@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch.nn import functional
 
+from vitp.backbone.dense import resample_matrix
 from vitp.backbone.vit import (
     BackboneConfig,
     ViTBackbone,
     load_backbone,
     random_backbone,
     read_metadata,
-    resample_matrix,
     save_backbone,
 )
 from vitp.config import load

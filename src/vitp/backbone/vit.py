@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,8 @@ from torch.nn import functional
 
 from vitp.backbone.published import is_published, is_vision_folder, read_sizes, read_vision_folder, to_timm_names
 from vitp.backbone.resample import Resample, resized
+from vitp.backbone.dense import STRIDES as STRIDES
+from vitp.backbone.dense import DenseBackbone, resample
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.files import write_atomic
@@ -31,7 +34,6 @@ from vitp.vlm.internvl import read_json
 from vitp.vlm.stored import refuse_pickle
 
 _PLAIN_TOKENS = 400  # measured: above it the score matrix costs more than it saves
-STRIDES = (4, 8, 16, 32)  # what UPerNet and FPN heads expect
 METADATA = "vitp"  # key of the JSON in a weights file's safetensors metadata
 _POOLING = ("head.", "head_dist.", "attn_pool.")  # parts of a timm classifier that come after the backbone
 # timm model arguments of a config.json -> our fields, and those that change no weight
@@ -133,21 +135,7 @@ def choose_attention(vit: nn.Module, tokens: int, device: torch.device, *, bf16:
             setattr(module, "fused_attn", fused)  # noqa: B010 - Module declares tensors only
 
 
-def resample_matrix(tokens: int, patch: int, stride: int, pixels: int, device: torch.device) -> Tensor:
-    """Weights [ceil(pixels / stride), tokens] that move one axis from token spacing `patch` to spacing `stride`.
-
-    Token j is centred on pixel (j + 0.5) * patch and output cell i on (i + 0.5) * stride, so every map lies on the same
-    picture even where `stride` does not divide `patch` or the picture was padded. The filter is the triangle of
-    antialiased bilinear interpolation, as wide as the coarser of the two grids; rows sum to 1, borders repeat.
-    """
-    cells = torch.arange(math.ceil(pixels / stride), device=device, dtype=torch.float32)
-    at = (cells + 0.5) * (stride / patch) - 0.5
-    distance = (at[:, None] - torch.arange(tokens, device=device, dtype=torch.float32)).abs()
-    weights = (1.0 - distance / max(1.0, stride / patch)).clamp_min(0.0)
-    return weights / weights.sum(1, keepdim=True)
-
-
-class ViTBackbone(nn.Module):
+class ViTBackbone(DenseBackbone):
     """A timm ViT that normalises its input itself and takes images of any height and width.
 
     The picture is padded at the bottom and the right (with the mean colour) to whole patches; position embeddings are
@@ -161,7 +149,7 @@ class ViTBackbone(nn.Module):
         super().__init__()
         self.vit, self.config = vit, config
         self.patch_size = config.patch_size
-        self.strides = STRIDES
+        self.frozen = 0  # layers (see `layer_of`) that do not learn
         self.channels = int(cast(Any, vit).embed_dim)
         self.depth = len(cast(Any, vit).blocks)
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
@@ -183,31 +171,56 @@ class ViTBackbone(nn.Module):
         below, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         return functional.pad(pixels, (0, right, 0, below)) if below or right else pixels
 
+    @property
+    def plain(self) -> ViTBackbone:
+        """Itself."""
+        return self
+
+    def layer_of(self, name: str) -> int:
+        """See `DenseBackbone.layer_of`; the final norm comes last."""
+        block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+        if block is not None:
+            return int(block.group(1)) + 1
+        return self.depth + 1 if re.search(r"(?:^|\.)(?:norm|fc_norm)\.", name) else 0
+
+    def freeze(self, blocks: int | None = None) -> None:
+        """The embeddings and the first `blocks` blocks (None: the whole ViT) stop learning and stay in eval mode."""
+        self.frozen = self.depth + 2 if blocks is None else blocks + 1
+        for name, parameter in self.named_parameters():
+            if self.layer_of(name) < self.frozen:
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ViTBackbone:
+        """Training mode for what is not frozen."""
+        super().train(mode)
+        if self.frozen > self.depth + 1:
+            self.vit.eval()
+        for block in list(cast(Any, self.vit).blocks)[: max(0, self.frozen - 1)]:
+            block.eval()
+        return self
+
     def blocks(self, x: Tensor, indices: list[int], *, norm: bool) -> list[Tensor]:
-        """Patch tokens [B, C, h, w] after the given blocks (0-based, rising), with the ViT's final norm if `norm`."""
-        found = cast(Any, self.vit).forward_intermediates(
-            self.prepare(x), indices=indices, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
-        )
+        """Patch tokens [B, C, h, w] after the given blocks (0-based, rising), with the ViT's final norm if `norm`.
+
+        A ViT frozen as a whole runs without recording gradients.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen <= self.depth + 1):
+            found = cast(Any, self.vit).forward_intermediates(
+                self.prepare(x), indices=indices, norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
         return cast(list[Tensor], found)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] to four maps [B, C, ceil(H / s), ceil(W / s)], s = 4, 8, 16, 32.
 
-        Map k holds the output of block ceil((k + 1) * depth / 4), resampled without parameters (`resample_matrix`).
+        Map k holds the output of block ceil((k + 1) * depth / 4), resampled without parameters (`resample`).
         """
         chosen = [math.ceil((k + 1) * self.depth / len(STRIDES)) - 1 for k in range(len(STRIDES))]
         distinct = sorted(set(chosen))
         found = dict(zip(distinct, self.blocks(x, distinct, norm=False), strict=True))
         height, width = x.shape[-2:]
-        return [self._resample(found[i], s, height, width) for i, s in zip(chosen, STRIDES, strict=True)]
-
-    def _resample(self, tokens: Tensor, stride: int, height: int, width: int) -> Tensor:
-        if stride == self.patch_size:
-            return tokens
-        with torch.autocast(tokens.device.type, enabled=False):
-            down = resample_matrix(tokens.shape[2], self.patch_size, stride, height, tokens.device).to(tokens.dtype)
-            across = resample_matrix(tokens.shape[3], self.patch_size, stride, width, tokens.device).to(tokens.dtype)
-            return torch.matmul(torch.matmul(down, tokens), across.mT)
+        return [resample(found[i], self.patch_size, s, height, width) for i, s in zip(chosen, STRIDES, strict=True)]
 
     def features(self, x: Tensor, norm: bool = True) -> Tensor:
         """Patch tokens of the last block, [B, C, h, w]; `norm` applies the ViT's final norm (if it has one)."""

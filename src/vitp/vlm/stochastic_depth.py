@@ -7,7 +7,12 @@ same residual branches whatever the micro-batch or the rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+
+_SEEDS = 1 << 53  # numbers a double tells apart below 1
 
 
 class KeyedDropPath(nn.Module):
@@ -21,6 +26,16 @@ class KeyedDropPath(nn.Module):
         super().__init__()
         self.rate = rate
         self.scale: Tensor | None = None
+
+    def decide(self, uniform: Tensor | None) -> None:
+        """Take in one number in [0, 1) a tile, [tiles]; None switches dropping off.
+
+        Here and not in `forward`, so that compiled blocks do not depend on the rate and one compiled block serves all.
+        """
+        if uniform is None or self.rate == 0.0:
+            self.scale = None
+        else:
+            self.scale = (uniform >= self.rate).float() / (1.0 - self.rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Branch output [tiles, ...] to the same shape, in the same dtype."""
@@ -37,6 +52,28 @@ class KeyedDropPath(nn.Module):
     def extra_repr(self) -> str:
         """The rate, for ``print(model)``."""
         return f"rate={self.rate:.3f}"
+
+
+class KeyedDropout(KeyedDropPath):
+    """Dropout of single elements; each row's mask is drawn from a generator seeded by the row's number in [0, 1)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__(rate)
+        self.uniform: Tensor | None = None
+
+    def decide(self, uniform: Tensor | None) -> None:
+        """Take in one number in [0, 1) a row, [rows]; None switches dropping off."""
+        self.uniform = uniform
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, ...] to the same shape, in the same dtype."""
+        if not self.training or self.rate == 0.0 or self.uniform is None:
+            return x
+        rows = []
+        for number in self.uniform.double().tolist():
+            random = torch.Generator(x.device).manual_seed(int(number * _SEEDS))
+            rows.append(torch.rand(x.shape[1:], generator=random, device=x.device) >= self.rate)
+        return x * torch.stack(rows).to(x.dtype) / (1.0 - self.rate)
 
 
 def install(tower: nn.Module, rate: float) -> list[KeyedDropPath]:
@@ -63,14 +100,7 @@ def install(tower: nn.Module, rate: float) -> list[KeyedDropPath]:
     return installed
 
 
-def set_uniforms(modules: list[KeyedDropPath], uniforms: Tensor | None) -> None:
-    """Hand each module what its column of `uniforms` [tiles, modules] decides; None switches dropping off.
-
-    The decision is taken here, not in `forward`, so that compiled blocks do not depend on the rate and one compiled
-    block serves all.
-    """
+def set_uniforms(modules: Sequence[KeyedDropPath], uniforms: Tensor | None) -> None:
+    """Hand each module its column of `uniforms` [tiles, modules]; None switches dropping off."""
     for i, module in enumerate(modules):
-        if uniforms is None or module.rate == 0.0:
-            module.scale = None
-        else:
-            module.scale = (uniforms[:, i] >= module.rate).float() / (1.0 - module.rate)
+        module.decide(None if uniforms is None else uniforms[:, i])
