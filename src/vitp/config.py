@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import Path, PurePath
 from types import UnionType
-from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -201,7 +201,13 @@ def _start(kinds: Kinds, key: Any, below: Kinds) -> Any:
     """What an override that goes deeper than the recipe starts from: the default, or else an empty container."""
     for kind in kinds:
         if _is_model(kind) and key in kind.model_fields and not kind.model_fields[key].is_required():
-            default = _plain(kind.model_fields[key].get_default(call_default_factory=True))
+            value = kind.model_fields[key].get_default(call_default_factory=True)
+            default = _plain(value)
+            if isinstance(value, BaseModel) and sum(_is_model(member) for member in below) > 1:
+                # one of several kinds: what it leaves at its own defaults must not stay when an override names another kind
+                fields = type(value).model_fields
+                tags = {name for name, field in fields.items() if _origin(field.annotation) is Literal}
+                default = {name: default[name] for name in fields if name in tags or name in value.model_fields_set}
             if default is not None:
                 return default
     return [] if any(_is_list(kind) for kind in below) else {}

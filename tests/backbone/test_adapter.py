@@ -12,7 +12,7 @@ from vitp.backbone import deformable
 from vitp.backbone.adapter import AdapterConfig, ViTAdapter, interaction_indexes
 from vitp.backbone.vit import BackboneConfig, ViTBackbone, random_backbone
 from vitp.errors import ConfigError
-from vitp.heads.fcn import random_head
+from vitp.heads.head import FCNConfig
 from vitp.vlm.stochastic_depth import KeyedDropout, KeyedDropPath
 
 SMALL = AdapterConfig(stem_width=8, heads=4)
@@ -267,7 +267,7 @@ def test_draws_belong_to_the_sample_and_not_to_the_batch() -> None:
 
 def test_a_tiny_model_learns_one_image_by_heart() -> None:
     adapter = _adapter(depth=4)
-    head = random_head([32] * 4, 2, seed=0, width=32)
+    head = FCNConfig(width=32).build([32] * 4, 2, seed=0)
     random = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8, generator=random)
     mask = functional.interpolate(torch.rand(1, 1, 6, 8, generator=random), scale_factor=8.0)[:, 0].gt(0.5).long()

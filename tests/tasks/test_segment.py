@@ -19,19 +19,19 @@ from vitp.config import load
 from vitp.datasets.masks import MaskFolder, MaskFolderConfig
 from vitp.datasets.transforms import AugmentConfig
 from vitp.errors import CheckpointError, ConfigError, DataError, OutputError
-from vitp.heads.fcn import _enlarge, random_head
+from vitp.heads.head import FCNConfig
+from vitp.heads.layers import enlarge
+from vitp.heads.losses import LossTerms, soft_dice_loss
 from vitp.metrics.segmentation import IGNORE
 from vitp.tasks.segment import (
     InferenceConfig,
-    SegmentData,
     Segmenter,
-    SegmentTask,
     build_segmenter,
     load_segmenter,
     predict_logits,
     predict_masks,
-    soft_dice_loss,
 )
+from vitp.tasks.segment_task import SegmentData, SegmentTask
 
 TINY = BackboneConfig(architecture="vit_tiny_patch16_224", image_size=32, patch_size=8, width=32, depth=2, heads=2)
 RECIPES = Path(__file__).parents[2] / "recipes/finetune"
@@ -96,7 +96,7 @@ def _task(root: Path, micro: int, dice: float = 0.0, decay: float = 1.0) -> Segm
     data = _data(root)
     steps = SegmentData(data, batch_size=6, micro_batch=micro, augmentation=AugmentConfig(crop=32), seed=0)
     model = build_segmenter(random_backbone(TINY, 0), data.classes, 0)
-    return SegmentTask(model, steps, backbone_lr=1e-3, head_lr=1e-2, layer_decay=decay, dice_weight=dice)
+    return SegmentTask(model, steps, backbone_lr=1e-3, head_lr=1e-2, layer_decay=decay, loss=LossTerms(dice=dice))
 
 
 def _gradient(task: SegmentTask) -> tuple[float, torch.Tensor]:
@@ -187,12 +187,12 @@ def test_learning_rates_fall_with_depth_and_every_parameter_has_one_group(folder
 
 
 def test_the_head_gives_one_logit_a_pixel_where_the_pixel_is() -> None:
-    head = random_head([32] * 4, 3, seed=0)
+    head = FCNConfig().build([32] * 4, 3, seed=0)
     for height, width in ((64, 64), (50, 90), (33, 31)):
         maps = [torch.randn(1, 32, -(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
         assert head(maps, (height, width)).shape == (1, 3, height, width)
     centres = (torch.arange(4) + 0.5).mul(32).expand(1, 1, 4, 4)  # a stride-32 map that holds its pixel positions
-    fine = _enlarge(centres, 8, (25, 25))  # 100 pixels at stride 4, of the 128 that the coarse cells cover
+    fine = enlarge(centres, 8, (25, 25))  # 100 pixels at stride 4, of the 128 that the coarse cells cover
     torch.testing.assert_close(fine[0, 0, 0, 4:], (torch.arange(4, 25) + 0.5) * 4)
 
 
@@ -283,7 +283,7 @@ def test_a_frozen_backbone_from_a_file_stays_as_it_is(folder: Path, tmp_path: Pa
     model: Segmenter = load_segmenter(tmp_path / "run")[0]
     before = backbone.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
-    fresh = random_head([32] * 4, 2, seed=1).state_dict()
+    fresh = FCNConfig().build([32] * 4, 2, seed=1).state_dict()
     assert not torch.equal(model.head.state_dict()["classify.weight"], fresh["classify.weight"])
 
 

@@ -10,14 +10,25 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.train import checkpoint as checkpoint_module
+from vitp.train.average import load_weights
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, save_checkpoint
 from vitp.train.loop import LoopConfig, train
-from vitp.train.optim import ParameterGroup, build_optimizer, lr_factor
+from vitp.train.optim import (
+    CosineSchedule,
+    LinearSchedule,
+    ParameterGroup,
+    PolySchedule,
+    ScheduleConfig,
+    StepSchedule,
+    build_optimizer,
+    lr_factor,
+)
 from vitp.train.task import StepBatch
 
 
@@ -192,3 +203,85 @@ def test_too_many_unusable_samples_stop_the_run(tmp_path: Path) -> None:
         train(Broken(), config(), tmp_path)
     lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"step": 1, "where": "a.jsonl:0", "reason": "unreadable"}
+
+
+# ---------------------------------------------------------------------------------------------- schedules and averages
+
+
+def test_schedules_against_their_formulas() -> None:
+    def curve(schedule: ScheduleConfig, warmup: float = 10, start: float | None = None) -> list[float]:
+        return [lr_factor(s, 110, warmup, (0,), schedule, start) for s in range(110)]
+
+    after = [s / 100 for s in range(100)]
+    assert curve(LinearSchedule(end=0.1))[10:] == pytest.approx([0.1 + 0.9 * (1 - d) for d in after])
+    assert curve(PolySchedule(power=0.9))[10:] == pytest.approx([(1 - d) ** 0.9 for d in after])
+    assert curve(CosineSchedule(end=0.2))[60] == pytest.approx(0.6)
+    steps = curve(StepSchedule(milestones=(0.5, 100), factor=0.1))
+    assert [steps[s] for s in (10, 54, 55, 99, 100, 109)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert curve(StepSchedule(milestones=(0.5, 100), factor=0.1))[:10] == pytest.approx(
+        [(s + 1) / 10 for s in range(10)]
+    )
+
+
+def test_released_warm_up_bends_the_curve_from_its_first_step() -> None:
+    """mmcv: 1e-6 of the curve's own rate at step 0, all of it at step 1500."""
+    total, warm, start = 80_000, 1500, 1e-6
+    for step in (0, 1, 750, 1499, 1500, 40_000, 79_999):
+        cosine = 0.5 * (1 + math.cos(math.pi * step / total))
+        share = 1.0 if step >= warm else 1 - (1 - step / warm) * (1 - start)
+        found = lr_factor(step, total, warm, (0,), CosineSchedule(under_warmup=True), start)
+        assert found == pytest.approx(cosine * share, rel=1e-9)
+    assert lr_factor(0, total, warm, (0,), CosineSchedule(), start) == start
+    assert lr_factor(1500, total, warm, (0,), CosineSchedule(), start) == 1.0
+
+
+def test_a_schedules_mistakes_are_named() -> None:
+    bad: list[dict[str, Any]] = [
+        {"kind": "step", "milestones": [8, 4]},
+        {"kind": "cosine", "power": 0.9},
+        {"kind": "polly"},
+        {"kind": "step", "milestones": []},
+    ]
+    for schedule in bad:
+        with pytest.raises(ValidationError):
+            config(schedule=schedule)
+
+
+def test_position_embeddings_are_exempt_only_when_asked() -> None:
+    model = nn.Module()
+    for name in ("pos_embed", "cls_token", "level_embed", "weight"):
+        model.register_parameter(name, nn.Parameter(torch.zeros(1, 3, 4)))
+    model.register_parameter("bias", nn.Parameter(torch.zeros(4)))
+    groups = [ParameterGroup("all", [(f"vit.{n}", p) for n, p in model.named_parameters()], 0.1)]
+    names = {id(p): n for n, p in model.named_parameters()}
+    for decay_positions, expected in (
+        (True, {"pos_embed", "cls_token", "level_embed", "weight"}),
+        (False, {"weight"}),
+    ):
+        optimizer = build_optimizer(
+            groups, weight_decay=0.5, betas=(0.9, 0.999), eps=1e-8, decay_vectors=False, decay_positions=decay_positions
+        )
+        decayed = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+        assert decayed == expected
+
+
+def test_the_average_follows_its_formula_and_takes_the_models_place(tmp_path: Path) -> None:
+    task = Regression(lr=(0.05, 0.0))
+    train(Regression(lr=(0.05, 0.0)), config(steps=8, checkpoint_every=1, keep_last=8), tmp_path / "plain")
+    expected = {name: p.detach().clone() for name, p in Regression().model.named_parameters()}
+    for step in range(1, 9):
+        weights = load_tensors(tmp_path / f"plain/checkpoints/step_{step:08d}/model.safetensors")
+        decay = min(0.8, step / (9 + step))
+        expected = {name: decay * expected[name] + (1 - decay) * w for name, w in weights.items()}
+    train(task, config(steps=8, ema=0.8), tmp_path / "averaged")
+    for name, parameter in task.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-6)
+    newest = list_checkpoints(tmp_path / "averaged")[-1]
+    saved = load_tensors(newest / "average.safetensors")
+    assert saved.keys() == {"0.weight", "0.bias"}  # the frozen part has none
+    raw = load_tensors(tmp_path / "plain/checkpoints/step_00000008/model.safetensors")
+    kept = load_tensors(newest / "model.safetensors")
+    assert all(torch.equal(kept[name], raw[name]) for name in raw)  # training itself does not see the average
+    opened = Regression()
+    load_weights(newest, opened.model)
+    assert all(torch.equal(p, q) for p, q in zip(opened.model.parameters(), task.model.parameters(), strict=True))

@@ -22,10 +22,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitp.backbone.published import is_published, is_vision_folder, read_sizes, read_vision_folder, to_timm_names
-from vitp.backbone.resample import Resample, resized
 from vitp.backbone.dense import STRIDES as STRIDES
 from vitp.backbone.dense import DenseBackbone, resample
+from vitp.backbone.published import is_published, is_vision_folder, read_sizes, read_vision_folder, to_timm_names
+from vitp.backbone.resample import Resample, resized
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.files import write_atomic

@@ -28,7 +28,8 @@ from vitp.recipes import load_recipe
 from vitp.report.pretraining import write_run_report
 from vitp.tasks.answering import Evaluator
 from vitp.tasks.pretraining import PretrainingTask
-from vitp.train.checkpoint import checkpoint_weights, list_checkpoints, load_model
+from vitp.train.average import load_weights
+from vitp.train.checkpoint import list_checkpoints
 from vitp.train.distributed import Ranks, joined
 from vitp.train.loop import (
     TrainResult,
@@ -341,5 +342,5 @@ def load_run(run: Path | str) -> tuple[VisionLanguageModel, Any, PretrainConfig]
     config = load_recipe(PretrainConfig, folder / "recipe.yaml")
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     model = build_model(config, tokenizer, run=folder)
-    load_model(model, checkpoint_weights(checkpoints[-1]), checkpoints[-1])
+    load_weights(checkpoints[-1], model)
     return model.eval(), tokenizer, config

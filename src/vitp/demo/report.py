@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitp.commands.pretrain import load_run
+from vitp.datasets.dense import open_dataset
 from vitp.datasets.masks import MaskFolder
 from vitp.demo.classes import CLASSES, PALETTE
 from vitp.demo.phrases import LAYOUT
@@ -85,7 +86,8 @@ def _masks(outcome: Outcome) -> ImageGrid:
     recipe = finetune_config(
         outcome.config, outcome.out / "scenes" / "labelled", outcome.exported["vitp"].weights, outcome.out / "x", 0
     )
-    data = MaskFolder(recipe.data)
+    data = open_dataset(recipe.data)
+    assert isinstance(data, MaskFolder)
     chosen = data.test[:: max(1, len(data.test) // _PICTURES)][:_PICTURES]
     palette = [(int(r), int(g), int(b)) for r, g, b in PALETTE]
     rows = []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from vitp.heads.layers import enlarge
 
 
 class ChannelNorm(nn.Module):
@@ -51,17 +51,5 @@ class FCNHead(nn.Module):
         projected = [project(x) for project, x in zip(self.project, maps, strict=True)]
         total = projected[0]
         for level, x in enumerate(projected[1:], 1):
-            total = total + _enlarge(x, 2**level, (total.shape[2], total.shape[3]))
-        return _enlarge(self.classify(self.mix(total)), 4, size)
-
-
-def _enlarge(x: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
-    """Bilinear by exactly `factor`, then cut: cells may reach beyond the picture, and must not be squeezed into it."""
-    return functional.interpolate(x, scale_factor=float(factor), mode="bilinear")[..., : size[0], : size[1]]
-
-
-def random_head(channels: Sequence[int], classes: int, seed: int, width: int = 128) -> FCNHead:
-    """A head whose initial weights depend on `seed` alone; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return FCNHead(channels, classes, width)
+            total = total + enlarge(x, 2**level, (total.shape[2], total.shape[3]))
+        return enlarge(self.classify(self.mix(total)), 4, size)

@@ -63,7 +63,7 @@ class NiftiSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class View:
     """How a picture lies in the stored array: for slices, rows, columns the stored axis and whether it runs RAS+."""
 
     axes: tuple[int, int, int]
@@ -79,15 +79,15 @@ def read_nifti(path: Path, config: NiftiConfig, max_pixels: int = MAX_PIXELS) ->
             no orientation, or without the slice or volume asked for.
         MissingExtraError: nibabel is not installed.
     """
-    with _nifti_opened(path) as image:
-        view = _view(image, config.plane, path)
+    with nifti_opened(path) as image:
+        view = view_of(image, config.plane, path)
         slices, height, width = view.lengths
         if height * width > max_pixels:
             raise too_large(f"announces slices of {width} x {height} pixels", max_pixels, path)
         index = config.index if config.index is not None else round(config.fraction * (slices - 1))
         _check_choice("slice", index, slices, path)
-        volume = _volume_index(image.shape, config.volume, path)
-        values = _picture(image, view, index, volume)
+        volume = volume_index(image.shape, config.volume, path)
+        values = picture_slice(image, view, index, volume)
         if values.dtype.names is not None:  # RGB24 and RGBA32
             pixels = np.stack([values[name] for name in values.dtype.names[:3]]).astype(np.uint8)
             invalid, limits = 0, None
@@ -98,7 +98,7 @@ def read_nifti(path: Path, config: NiftiConfig, max_pixels: int = MAX_PIXELS) ->
             limits = _limits(image, values[valid], volume, config)
             pixels = np.stack([to_levels(values, limits, valid)] * 3)
             invalid = int(valid.size - np.count_nonzero(valid))
-        affine = _picture_affine(image.affine, view, index)
+        affine = picture_affine(image.affine, view, index)
         header = image.header
         oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     spacing = (float(np.linalg.norm(affine[:3, 0])), float(np.linalg.norm(affine[:3, 1])))
@@ -107,13 +107,14 @@ def read_nifti(path: Path, config: NiftiConfig, max_pixels: int = MAX_PIXELS) ->
 
 def nifti_size(path: Path, config: NiftiConfig) -> tuple[int, int]:
     """(width, height) of the slices from the header alone; raises what `read_nifti` raises about headers."""
-    with _nifti_opened(path) as image:
-        _, height, width = _view(image, config.plane, path).lengths
+    with nifti_opened(path) as image:
+        _, height, width = view_of(image, config.plane, path).lengths
         return width, height
 
 
 @contextmanager
-def _nifti_opened(path: Path) -> Iterator[Any]:
+def nifti_opened(path: Path) -> Iterator[Any]:
+    """The volume as nibabel gives it; whatever nibabel raises inside becomes an `ImageError` that names the file."""
     nibabel = import_extra("nibabel", "medical", "reading NIfTI")
     open_file(path).close()  # missing, empty, a folder: the same words as for every image
     foreign = "is no NIfTI file (.nii, .nii.gz), or is cut within its header"
@@ -141,7 +142,8 @@ def _announced_bytes(image: Any) -> int:
     return int(proxy.offset) + voxels * int(image.get_data_dtype().itemsize)
 
 
-def _view(image: Any, plane: Plane, path: Path) -> _View:
+def view_of(image: Any, plane: Plane, path: Path) -> View:
+    """How pictures of a plane lie in the stored array; raises ImageError where the affine gives no orientation."""
     nibabel = import_extra("nibabel", "medical", "reading NIfTI")
     affine = np.asarray(image.affine)
     turned = nibabel.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
@@ -152,10 +154,10 @@ def _view(image: Any, plane: Plane, path: Path) -> _View:
     first, second, third = stored
     lengths = (int(image.shape[first]), int(image.shape[second]), int(image.shape[third]))
     positive = (bool(turned[first, 1] > 0), bool(turned[second, 1] > 0), bool(turned[third, 1] > 0))
-    return _View((first, second, third), positive, lengths)
+    return View((first, second, third), positive, lengths)
 
 
-def _picture(image: Any, view: _View, index: int, volume: tuple[int, ...]) -> NDArray[Any]:
+def picture_slice(image: Any, view: View, index: int, volume: tuple[int, ...]) -> NDArray[Any]:
     """The slice as it is shown, [H, W]: rows and columns both run against RAS+ (superior, anterior, right first)."""
     where: list[int | slice] = [slice(None)] * 3
     where[view.axes[0]] = _stored_index(view, index)
@@ -165,11 +167,11 @@ def _picture(image: Any, view: _View, index: int, volume: tuple[int, ...]) -> ND
     return plane[:: -1 if view.positive[1] else 1, :: -1 if view.positive[2] else 1]
 
 
-def _stored_index(view: _View, index: int) -> int:
+def _stored_index(view: View, index: int) -> int:
     return index if view.positive[0] else view.lengths[0] - 1 - index
 
 
-def _picture_affine(affine: NDArray[np.float64], view: _View, index: int) -> NDArray[np.float64]:
+def picture_affine(affine: NDArray[np.float64], view: View, index: int) -> NDArray[np.float64]:
     """[4, 4] from (row, column, slices further, 1) to RAS+ mm: the stored affine after the picture's own turn."""
     turn = np.zeros((4, 4))
     turn[3, 3] = 1.0
@@ -181,7 +183,7 @@ def _picture_affine(affine: NDArray[np.float64], view: _View, index: int) -> NDA
     return np.asarray(affine, dtype=np.float64) @ turn
 
 
-def _volume_index(shape: tuple[int, ...], volume: int, path: Path) -> tuple[int, ...]:
+def volume_index(shape: tuple[int, ...], volume: int, path: Path) -> tuple[int, ...]:
     """The index behind the three axes of space."""
     rest = shape[3:]
     if any(length > 1 for length in rest[1:]):
@@ -203,7 +205,13 @@ def _limits(image: Any, shown: NDArray[Any], volume: tuple[int, ...], config: Ni
         return window_limits(*config.window, "LINEAR")
     if config.statistics == "slice" or config.scaling.kind == "range":
         return scaled_limits(config.scaling, shown)
+    values = sampled_values(image, volume)
+    return scaled_limits(config.scaling, values)
+
+
+def sampled_values(image: Any, volume: tuple[int, ...]) -> NDArray[Any]:
+    """The measurements of up to 32 slices spread over a volume, flat: enough for its percentiles."""
     depth = int(image.shape[2])  # slices along the last stored axis lie in one piece
     places = np.unique(np.linspace(0, depth - 1, min(depth, _VOLUME_SLICES)).round().astype(int))
     parts = [np.asarray(image.dataobj[(slice(None), slice(None), int(place), *volume)]) for place in places]
-    return scaled_limits(config.scaling, np.concatenate([part[measured(part)] for part in parts]))
+    return np.concatenate([part[measured(part)] for part in parts])

@@ -134,7 +134,7 @@ def raster_size(path: Path) -> tuple[int, int]:
     if importlib.util.find_spec("rasterio") is None:
         with _pillow_opened(path, pillow_format) as image:
             return image.width, image.height
-    with _rasterio_opened(path, driver) as dataset:
+    with rasterio_opened(path, driver) as dataset:
         height, width = int(dataset.height), int(dataset.width)
         return (height, width) if _orientation(path, dataset) >= 5 else (width, height)
 
@@ -213,7 +213,8 @@ def _counted(number: int, noun: str) -> str:
 
 
 @contextmanager
-def _rasterio_opened(path: Path, driver: str) -> Iterator[Any]:
+def rasterio_opened(path: Path, driver: str) -> Iterator[Any]:
+    """The raster as rasterio gives it; whatever rasterio raises inside becomes an `ImageError` that names the file."""
     rasterio = import_extra("rasterio", "geo", "reading GeoTIFF")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # an ordinary TIFF is no mistake
@@ -227,7 +228,7 @@ def _rasterio_opened(path: Path, driver: str) -> Iterator[Any]:
 def _read_with_rasterio(
     path: Path, driver: str, config: RasterConfig, window: Window | None, max_pixels: int
 ) -> _Stored:
-    with _rasterio_opened(path, driver) as dataset:
+    with rasterio_opened(path, driver) as dataset:
         bands = _checked_bands(config, dataset.count, path)
         size = (int(dataset.height), int(dataset.width))
         part = _checked_window(window, size, max_pixels, path)
@@ -331,7 +332,7 @@ def _pillow_opened(path: Path, pillow_format: str) -> Iterator[Image.Image]:
         except DAMAGE as error:
             raise damaged(error, path) from error
         with image:
-            if not _pillow_is_faithful(image, stream):
+            if not pillow_is_faithful(image, stream):
                 raise _needs_rasterio("pixels of this depth", path)
             yield image
 
@@ -362,13 +363,13 @@ def _read_with_pillow(
     valid = np.ones(values.shape[1:], dtype=np.bool_)
     if has_alpha and config.mask and layers.shape[2] not in bands:
         valid &= layers[:, :, -1] > 0
-    for nodata in (_declared_nodata(tags), config.nodata):
+    for nodata in (declared_nodata(tags), config.nodata):
         if nodata is not None:
             valid &= (values != nodata).all(axis=0)
     return _Stored(values, valid, bands, size, part)
 
 
-def _pillow_is_faithful(image: Image.Image, stream: BinaryIO) -> bool:
+def pillow_is_faithful(image: Image.Image, stream: BinaryIO) -> bool:
     """Whether Pillow gives this file's values unchanged: it halves deep colours and forgets or invents signs."""
     if image.format == "PNG":
         stream.seek(24)  # signature 8, IHDR length and name 8, width 4, height 4, then the bit depth
@@ -382,7 +383,7 @@ def _pillow_is_faithful(image: Image.Image, stream: BinaryIO) -> bool:
     return image.mode in ("L", "LA", "RGB", "RGBA", "I;16")
 
 
-def _declared_nodata(tags: dict[int, object]) -> float | None:
+def declared_nodata(tags: dict[int, object]) -> float | None:
     """The nodata value in GDAL's TIFF tag, a decimal number in ASCII."""
     with suppress(ValueError):
         return float(str(tags.get(_GDAL_NODATA, "")).strip("\0 "))

@@ -1,4 +1,4 @@
-"""Semantic segmentation: backbone and light head, the data of a step, the loss, and masks of whole images.
+"""Semantic segmentation and change detection: backbone and head, masks of whole images, and the file of both.
 
 Shape legend: B images, K classes, H x W pixels.
 """
@@ -6,9 +6,7 @@ Shape legend: B images, K classes, H x W pixels.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,19 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_functional
 
+from vitp.backbone.dense import DenseBackbone
+from vitp.backbone.features import FeaturesConfig, PlainFeatures, merge_lora
 from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
 from vitp.config import Config
-from vitp.datasets.masks import MaskFolder
-from vitp.datasets.transforms import AugmentConfig, augment
+from vitp.datasets.dense import DenseData
 from vitp.errors import CheckpointError
 from vitp.files import write_atomic
-from vitp.heads.fcn import FCNHead, random_head
-from vitp.metrics.segmentation import IGNORE, SegmentationMetric
+from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
+from vitp.heads.siamese import Fusion, fuse, fused_channels
+from vitp.metrics.segmentation import SegmentationMetric
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
-from vitp.train.draws import Purpose, generator
-from vitp.train.feeding import working_on
-from vitp.train.optim import ParameterGroup
-from vitp.train.task import StepBatch
 
 _WINDOWS_AT_ONCE = 8
 
@@ -43,177 +39,101 @@ class InferenceConfig(Config):
     window: int | None = Field(default=None, ge=8)  # side of windows whose logits are averaged; None: all at once
 
 
+class SegmenterParts(Config):
+    """What stands on the ViT; kept with the weights."""
+
+    features: FeaturesConfig = PlainFeatures()
+    head: HeadConfig = FCNConfig()
+    auxiliary: AuxiliaryConfig | None = None
+    fusion: Fusion | None = None  # of two dates (change detection); None: one image
+
+
 class Segmenter(nn.Module):
     """Images [B, 3, H, W] (uint8, or float 0-1) to logits [B, K, H, W], any H and W."""
 
-    def __init__(self, backbone: ViTBackbone, head: FCNHead, classes: Sequence[str]) -> None:
+    dates = 1  # pictures of 3 channels in an input
+
+    def __init__(
+        self, backbone: DenseBackbone, head: nn.Module, classes: Sequence[str], auxiliary: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.backbone, self.head, self.classes = backbone, head, tuple(classes)
+        self.backbone, self.head, self.auxiliary, self.classes = backbone, head, auxiliary, tuple(classes)
+        self.parts = SegmenterParts()
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the head sees: four maps [B, C, ceil(H / s), ceil(W / s)], s = 4, 8, 16, 32."""
+        return cast(list[Tensor], self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits in the pictures' own resolution."""
-        logits: Tensor = self.head(self.backbone(images), (images.shape[-2], images.shape[-1]))
+        logits: Tensor = self.head(self.maps(images), (images.shape[-2], images.shape[-1]))
         return logits
 
-
-def build_segmenter(backbone: ViTBackbone, classes: Sequence[str], seed: int) -> Segmenter:
-    """A segmenter with a fresh head, drawn from `seed`."""
-    channels = [backbone.channels] * len(backbone.strides)
-    return Segmenter(backbone, random_head(channels, len(classes), seed), classes)
-
-
-@dataclass(frozen=True)
-class SegmentMicro:
-    """Part of a step: images uint8 [B, 3, c, c], masks uint8 [B, c, c], and the size of the whole step."""
-
-    images: Tensor
-    masks: Tensor
-    pixels: float  # labelled pixels in the step
-    samples: int  # images in the step
-
-    def to(self, device: torch.device) -> SegmentMicro:
-        """Itself on `device`."""
-        images, masks = self.images.to(device, non_blocking=True), self.masks.to(device, non_blocking=True)
-        return SegmentMicro(images, masks, self.pixels, self.samples)
-
-    def pin_memory(self) -> SegmentMicro:
-        """Itself in pinned memory."""
-        return SegmentMicro(self.images.pin_memory(), self.masks.pin_memory(), self.pixels, self.samples)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is saved when the loss is not finite."""
-        return {"images": self.images, "masks": self.masks}
+    def training_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, K, H, W] of the head, and those of the auxiliary head where there is one."""
+        maps, size = self.maps(images), (images.shape[-2], images.shape[-1])
+        return self.head(maps, size), None if self.auxiliary is None else self.auxiliary(maps, size)
 
 
-class SegmentData:
-    """Lays out the steps: a pure function of (seed, step), cheap to send to a worker process."""
+class ChangeDetector(Segmenter):
+    """Pairs [B, 6, H, W] (the first date's channels, then the second's) to logits [B, K, H, W]: one backbone, fused maps."""
+
+    dates = 2
 
     def __init__(
         self,
-        data: MaskFolder,
+        backbone: DenseBackbone,
+        head: nn.Module,
+        classes: Sequence[str],
+        auxiliary: nn.Module | None = None,
         *,
-        batch_size: int,
-        micro_batch: int,
-        augmentation: AugmentConfig,
-        seed: int,
+        fusion: Fusion,
     ) -> None:
-        self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
-        self.augmentation, self.seed = augmentation, seed
+        super().__init__(backbone, head, classes, auxiliary)
+        self.fusion: Fusion = fusion
 
-    def chosen(self, step: int) -> list[int]:
-        """Items of a step: every epoch is a permutation of the training images of its own."""
-        train = self.data.train
-        orders: dict[int, list[int]] = {}
-        found = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, at = divmod(position, len(train))
-            if epoch not in orders:
-                orders[epoch] = generator(self.seed, Purpose.MIXTURE, 3, epoch).permutation(len(train)).tolist()
-            found.append(train[orders[epoch][at]])
-        return found
-
-    def step_batch(self, step: int) -> StepBatch:
-        """Read, crop and stack the images of a step.
-
-        Raises:
-            DataError: an image or a mask cannot be used.
-        """
-        chosen = self.chosen(step)
-        crops = []
-        for slot, i in enumerate(chosen):
-            working_on(slot)
-            crops.append(augment(*self.data.read(i), self.augmentation, self.seed, step, slot))
-        images, masks = torch.stack([i for i, _ in crops]), torch.stack([m for _, m in crops])
-        pixels = float(max(1, int((masks != IGNORE).sum())))
-        micros = [
-            SegmentMicro(i, m, pixels, len(chosen))
-            for i, m in zip(torch.split(images, self.micro_batch), torch.split(masks, self.micro_batch), strict=True)
-        ]
-        names = [str(self.data.items[i].image) for i in chosen]
-        return StepBatch(micros, weight=pixels, counts={"samples": float(len(chosen))}, samples=names)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Four fused maps; both dates go through the backbone in one batch."""
+        both = super().maps(torch.cat([images[:, :3], images[:, 3:]]))
+        halves = [x.chunk(2) for x in both]
+        return fuse([before for before, _ in halves], [after for _, after in halves], self.fusion)
 
 
-def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Sum over images of 1 - the mean over classes of the soft Dice (Milletari et al. 2016, without squares).
+def build_segmenter(
+    backbone: ViTBackbone,
+    classes: Sequence[str],
+    seed: int,
+    parts: SegmenterParts = SegmenterParts(),
+    say: Callable[[str], None] = lambda _: None,
+) -> Segmenter:
+    """A segmenter (with `parts.fusion` a `ChangeDetector`) whose fresh weights are drawn from `seed`.
 
-    Args:
-        logits: [B, K, H, W].
-        masks: class ids [B, H, W]; 255 is left out.
-
-    A pixel is added to both sides of the fraction, so a class absent from label and prediction costs nothing.
+    Raises:
+        ConfigError: the features do not fit the ViT.
+        MissingExtraError: LoRA without peft.
     """
-    valid = (masks != IGNORE).unsqueeze(1)
-    truth = functional.one_hot(masks.long().where(masks != IGNORE, 0), logits.shape[1]).movedim(-1, 1) * valid
-    guess = logits.float().softmax(1) * valid
-    both = (guess * truth).sum((2, 3))
-    dice = (2 * both + 1) / (guess.sum((2, 3)) + truth.sum((2, 3)) + 1)  # [B, K]
-    return (1 - dice.mean(1)).sum()
+    dense = parts.features.build(backbone, seed + 2, say)
+    channels = [dense.channels] * len(dense.strides)
+    if parts.fusion is not None:
+        channels = fused_channels(channels, parts.fusion)
+    head = parts.head.build(channels, len(classes), seed)
+    auxiliary = None if parts.auxiliary is None else parts.auxiliary.build(channels, len(classes), seed + 1)
+    if parts.fusion is None:
+        model = Segmenter(dense, head, classes, auxiliary)
+    else:
+        model = ChangeDetector(dense, head, classes, auxiliary, fusion=parts.fusion)
+    model.parts = parts
+    return model
 
 
-class SegmentTask:
-    """What the loop needs to train a segmenter."""
-
-    def __init__(
-        self,
-        model: Segmenter,
-        data: SegmentData,
-        *,
-        backbone_lr: float,
-        head_lr: float,
-        layer_decay: float = 1.0,
-        dice_weight: float = 0.0,
-    ) -> None:
-        self.model: nn.Module = model
-        self.segmenter, self.data = model, data
-        self._backbone_lr, self._head_lr = backbone_lr, head_lr
-        self._layer_decay, self._dice_weight = layer_decay, dice_weight
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """Backbone (by depth where the rate decays) and head."""
-        backbone = self.segmenter.backbone
-        head = ParameterGroup("head", list(self.segmenter.head.named_parameters()), self._head_lr)
-        if self._layer_decay == 1.0 or self._backbone_lr == 0.0:
-            return [ParameterGroup("backbone", list(backbone.named_parameters()), self._backbone_lr), head]
-        layers: dict[int, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in backbone.named_parameters():
-            layers.setdefault(layer_of(name, backbone.depth), []).append((name, parameter))
-        groups = [
-            ParameterGroup(
-                f"backbone_{i:02d}", members, self._backbone_lr * self._layer_decay ** (backbone.depth + 1 - i)
-            )
-            for i, members in sorted(layers.items())
-        ]
-        return [*groups, head]
-
-    def step_batch(self, step: int) -> StepBatch:
-        """The images of one step."""
-        return self.data.step_batch(step)
-
-    def where(self, step: int, slot: int) -> str:
-        """The image at a place of a step."""
-        return str(self.data.data.items[self.data.chosen(step)[slot]].image)
-
-    def loss(self, micro: SegmentMicro) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy summed over labelled pixels, plus the weighted Dice loss in the same unit."""
-        logits = self.model(micro.images).float()
-        entropy = functional.cross_entropy(logits, micro.masks.long(), ignore_index=IGNORE, reduction="sum")
-        if self._dice_weight == 0.0:
-            return entropy, {}
-        # the loop divides by the step's pixels: the mean over its images becomes a sum in units of pixels an image
-        dice = soft_dice_loss(logits, micro.masks) * (micro.pixels / micro.samples)
-        logs = {
-            "cross_entropy": float(entropy.detach()) / micro.pixels,
-            "dice_loss": float(dice.detach()) / micro.pixels,
-        }
-        return entropy + self._dice_weight * dice, logs
-
-
-def layer_of(name: str, depth: int) -> int:
-    """Depth of a backbone parameter: 0 the embeddings, i + 1 block i, depth + 1 the final norm (BEiT's numbering)."""
-    block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    if block is not None:
-        return int(block.group(1)) + 1
-    return depth + 1 if re.search(r"(?:^|\.)(?:norm|fc_norm)\.", name) else 0
+def merge_features(model: Segmenter) -> None:
+    """Make the ViT a plain one again where it learned by low-rank updates."""
+    features = model.parts.features
+    if features.train != "lora":
+        return
+    merge_lora(model.backbone.plain)
+    merged = features.model_copy(update={"train": "full", "lora": None})
+    model.parts = model.parts.model_copy(update={"features": merged})
 
 
 # ----------------------------------------------------------------------------------------------------------- prediction
@@ -268,12 +188,16 @@ def predict_masks(
 
 
 def score_masks(
-    model: Segmenter, data: MaskFolder, indices: Sequence[int], inference: InferenceConfig = InferenceConfig()
+    model: Segmenter,
+    data: DenseData,
+    indices: Sequence[int],
+    inference: InferenceConfig = InferenceConfig(),
 ) -> SegmentationMetric:
     """Predict the given images at their own size and count against their masks; see `SegmentationMetric.scores`."""
     metric = SegmentationMetric(data.classes, background=data.config.background)
     for index in indices:
-        image, mask = data.read(index)
+        *dates, mask = data.read(index)
+        image = torch.cat(dates)  # of pairs: the six channels a change detector takes
         metric.update(next(predict_masks(model, [image], inference)), mask)
     return metric
 
@@ -284,7 +208,8 @@ def score_masks(
 def save_segmenter(path: Path, model: Segmenter, inference: InferenceConfig) -> None:
     """Write weights, classes and backbone description to one .safetensors file, atomically."""
     about = {
-        "segmenter": model.backbone.config.model_dump(mode="json"),
+        "segmenter": model.backbone.plain.config.model_dump(mode="json"),
+        "parts": model.parts.model_dump(mode="json"),
         "classes": list(model.classes),
         "inference": inference.model_dump(mode="json"),
     }
@@ -302,6 +227,28 @@ def load_segmenter(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
     Raises:
         CheckpointError: missing, damaged, or no segmenter.
     """
+    model, inference, file = _load(path)
+    if isinstance(model, ChangeDetector):
+        raise CheckpointError(f"{file}: holds a change detector, which takes pairs of images; open it with load_change")
+    return model, inference
+
+
+def load_change(path: Path | str) -> tuple[ChangeDetector, InferenceConfig]:
+    """A change detector in eval mode and how it predicts; its input is pairs [B, 6, H, W].
+
+    Args:
+        path: a run's folder, or the model.safetensors in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or no change detector.
+    """
+    model, inference, file = _load(path)
+    if not isinstance(model, ChangeDetector):
+        raise CheckpointError(f"{file}: holds a segmenter, which takes single images; open it with load_segmenter")
+    return model, inference
+
+
+def _load(path: Path | str) -> tuple[Segmenter, InferenceConfig, Path]:
     path = Path(path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
@@ -310,6 +257,7 @@ def load_segmenter(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
     if "segmenter" not in about:
         raise CheckpointError(f"{file}: holds no segmenter; give the folder of a `vitp finetune` run")
     config = BackboneConfig.model_validate(about["segmenter"])
-    model = build_segmenter(random_backbone(config, seed=0), about["classes"], seed=0)
+    parts = SegmenterParts.model_validate(about.get("parts", {}))
+    model = build_segmenter(random_backbone(config, seed=0), about["classes"], 0, parts)
     load_model(model, load_tensors(file), file)
-    return model.eval(), InferenceConfig.model_validate(about["inference"])
+    return model.eval(), InferenceConfig.model_validate(about["inference"]), file

@@ -27,6 +27,7 @@ from vitp.files import raise_if_unwritable, write_json
 from vitp.train.optim import masters_of
 
 FOLDER = "checkpoints"
+AVERAGE = "average.safetensors"  # of the weights, in a checkpoint's folder (train/average.py)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -119,9 +120,17 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors:
 
 
 def save_checkpoint(
-    out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep_last: int
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep_last: int,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` (number of finished steps), then delete all but the newest `keep_last`.
+
+    `average` holds the averaged weights, where a run keeps some.
 
     Raises:
         OutputError: no space left or not writable; older checkpoints stay untouched.
@@ -140,6 +149,8 @@ def save_checkpoint(
             {k: v.contiguous().cpu() for k, v in _optimizer_tensors(model, optimizer).items()},
             temporary / "optimizer.safetensors",
         )
+        if average is not None:
+            save_file({k: v.contiguous().cpu() for k, v in average.items()}, temporary / AVERAGE)
         write_json(temporary / "state.json", {"step": step, **state})
         for file in temporary.iterdir():
             with open(file, "rb+") as handle:

@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     REPLACEMENT = 4
     MIXTURE = 5
     INITIALISE = 6
+    DROPOUT = 7
     BOX_SAMPLE = 12
 
 

@@ -26,10 +26,21 @@ from torch import nn
 from vitp.config import Config
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.files import raise_if_unwritable, write_json, write_text
+from vitp.heads.layers import synchronise_batch_norm
+from vitp.train.average import WeightAverage
 from vitp.train.distributed import Ranks
 from vitp.train.feeding import Feeding, batches
 from vitp.train.hardware import dense_peak
-from vitp.train.optim import build_optimizer, freeze, lr_factor, set_lr, to_bf16_weights, uses_bf16_weights
+from vitp.train.optim import (
+    CosineSchedule,
+    ScheduleConfig,
+    build_optimizer,
+    freeze,
+    lr_factor,
+    set_lr,
+    to_bf16_weights,
+    uses_bf16_weights,
+)
 from vitp.train.saver import open_saver
 from vitp.train.strategies import StrategyName, choose_strategy, local_part
 from vitp.train.task import Observation, Progress, StepBatch, Task
@@ -45,6 +56,14 @@ class LoopConfig(Config):
     seed: int = Field(default=42, ge=0, lt=2**63)  # the released trainer's default
     warmup: float = Field(default=0.2, ge=0)  # released scripts: share of the steps; from 1 on: number of steps
     weight_decay: float = Field(default=0.01, ge=0)  # released scripts
+    warmup_from: float | None = Field(default=None, ge=0, le=1)  # factor of the first step; None: 1 / warm-up steps
+    schedule: ScheduleConfig = CosineSchedule()  # released scripts
+    decay_positions: bool = (
+        True  # False exempts position, class-token and level embeddings, which the released code means to
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1
+    )  # decay of an average of the weights, the one scored and exported
     decay_vectors: bool = False  # True decays biases, norms and scales too, as the released optimiser does in effect
     betas: tuple[Share, Share] = (0.9, 0.999)  # released scripts
     eps: float = Field(default=1e-8, gt=0)  # released scripts
@@ -197,7 +216,7 @@ class _Run:
         self.strategy = choose_strategy(config.strategy, ranks, self.device)
         freeze(task.parameter_groups())
         self.bf16_weights = uses_bf16_weights(config.weights, self.device, ranks.size, bf16=self.bf16)
-        self.model = self.strategy.prepare(task.model, bf16=self.bf16)
+        self.model = self.strategy.prepare(synchronise_batch_norm(task.model.to(self.device)), bf16=self.bf16)
         masters = to_bf16_weights(self.model) if self.bf16_weights else None
         self.groups = task.parameter_groups()  # anew: a strategy may put parts in place of parameters
         if all(group.lr <= 0 for group in self.groups):
@@ -208,9 +227,13 @@ class _Run:
             betas=config.betas,
             eps=config.eps,
             decay_vectors=config.decay_vectors,
+            decay_positions=config.decay_positions,
             masters=masters,
         )
         self.strategy.share(self.optimizer)
+        if config.ema is not None and not ranks.alone:
+            raise TrainingError(f"ema averages the weights of one process, this run has {ranks.size}; leave ema out")
+        self.average = None if config.ema is None else WeightAverage(self.model, config.ema)
         self.parameters = [p for g in self.groups if g.lr > 0 for _, p in g.parameters]
 
     def step(self, step: int, batch: StepBatch) -> dict[str, float]:
@@ -238,11 +261,14 @@ class _Run:
         for what, value in (("the loss", loss), ("the gradient", norm)):
             if not math.isfinite(value):
                 raise self.ranks.told(_stop_not_finite(self.out, step + 1, what, batch, self.model, self.ranks))
-        factor = lr_factor(step, self.config.steps, self.config.warmup, self.starts)
+        config = self.config
+        factor = lr_factor(step, config.steps, config.warmup, self.starts, config.schedule, config.warmup_from)
         set_lr(self.optimizer, factor)
         self.optimizer.step()
         self.strategy.updated()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, step)
         return {"loss": loss, "grad_norm": norm, "lr_factor": factor, **extra}
 
 
@@ -330,6 +356,8 @@ def train(
 ) -> TrainResult:
     """Train `task` for `config.steps` steps, from the newest checkpoint in `out` when `resume` is set.
 
+    Where the run averages its weights (`config.ema`) the model holds the averages in the end.
+
     Args:
         task: model, data and loss.
         config: steps, optimiser and bookkeeping.
@@ -350,7 +378,7 @@ def train(
     run = _Run(task, config, out, schedule_starts, ranks)
     fingerprint = json.loads(json.dumps(fingerprint or {}))
     start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0, "seconds": 0.0}
-    saver = open_saver(out, ranks, run.model, run.optimizer, run.strategy, config.keep_last)
+    saver = open_saver(out, ranks, run.model, run.optimizer, run.strategy, config.keep_last, run.average)
     newest = saver.newest() if resume else None
     if newest is not None:
         state = saver.load(newest)
@@ -394,4 +422,6 @@ def train(
         raise
     finally:
         tracker.close()
+    if run.average is not None:
+        run.average.copy_to(run.model)
     return TrainResult(config.steps, loss, total["seconds"], last_saved, total, int(total["skipped"]))

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from vitp.config import Config
 from vitp.errors import TrainingError
+
+# embeddings that are added to tokens: matrices in shape, biases in kind
+_POSITIONS = re.compile(
+    r"(?:^|\.)(?:pos_embed|position_embedding|cls_token|class_embedding|reg_token|level_embed|relative_position_bias_table)$"
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ def build_optimizer(
     eps: float,
     decay_vectors: bool,
     masters: Mapping[nn.Parameter, Tensor] | None = None,
+    decay_positions: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW (fused) over the unfrozen groups; freezes the others by `requires_grad`.
 
@@ -146,6 +156,8 @@ def build_optimizer(
         eps: Adam's epsilon.
         decay_vectors: also decay biases, norms and scales (the released pretraining does, in effect).
         masters: fp32 copies of bf16 parameters, from `to_bf16_weights`; the optimiser then works on them.
+        decay_positions: also decay position, class-token and level embeddings. The released code means to exempt them, but
+            its names never match, so that in effect it decays them.
 
     Returns:
         the optimiser; each of its groups carries ``name`` and ``peak_lr``.
@@ -156,7 +168,11 @@ def build_optimizer(
         if group.lr <= 0:
             continue
         for decayed in (True, False):
-            chosen = [p for _, p in group.parameters if (decay_vectors or p.ndim >= 2) == decayed]
+            chosen = [
+                p
+                for name, p in group.parameters
+                if ((decay_vectors or p.ndim >= 2) and (decay_positions or not _POSITIONS.search(name))) == decayed
+            ]
             if chosen:
                 decay = weight_decay if decayed else 0.0
                 settings.append(
@@ -167,25 +183,107 @@ def build_optimizer(
     return torch.optim.AdamW(settings, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
-def lr_factor(step: int, steps: int, warmup: float, starts: Sequence[int] = (0,)) -> float:
-    """Linear warm-up, then cosine to zero, anew from every entry of `starts`.
+class _Schedule(Config, ABC):
+    """How the learning rate falls after the warm-up."""
+
+    under_warmup: bool = (
+        False  # True: the curve begins with the phase and the warm-up bends it, as in mmcv; ours: after it
+    )
+
+    @abstractmethod
+    def at(self, done: float, step: int, length: int) -> float:
+        """Factor of the peak rate at `done` in [0, 1) of the curve and at `step` of a phase of `length` steps."""
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine."""
+
+    kind: Literal["cosine"] = "cosine"
+    end: float = Field(default=0.0, ge=0, le=1)  # factor at the end (released scripts and segmentation configs: 0)
+
+    def at(self, done: float, step: int, length: int) -> float:
+        """Half a cosine from 1 to `end`."""
+        return self.end + (1.0 - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+class LinearSchedule(_Schedule):
+    """A straight line (released: S2Looking, SVCD, WHU-CD)."""
+
+    kind: Literal["linear"] = "linear"
+    end: float = Field(default=0.0, ge=0, le=1)  # factor at the end
+
+    def at(self, done: float, step: int, length: int) -> float:
+        """A line from 1 to `end`."""
+        return self.end + (1.0 - self.end) * (1.0 - done)
+
+
+class PolySchedule(_Schedule):
+    """A power of what is left (DeepLab)."""
+
+    kind: Literal["poly"] = "poly"
+    power: float = Field(default=0.9, gt=0)  # DeepLab, mmsegmentation
+    end: float = Field(default=0.0, ge=0, le=1)  # factor at the end
+
+    def at(self, done: float, step: int, length: int) -> float:
+        """(1 - done) ^ power from 1 to `end`."""
+        return self.end + (1.0 - self.end) * math.pow(1.0 - done, self.power)
+
+
+class StepSchedule(_Schedule):
+    """A constant that is multiplied by `factor` at each milestone (the released detection configs)."""
+
+    kind: Literal["step"] = "step"
+    milestones: tuple[float, ...] = Field(default=(2 / 3, 11 / 12), min_length=1)  # released: epochs 8 and 11 of 12
+    factor: float = Field(default=0.1, gt=0, lt=1)  # released detection configs
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if min(milestones) <= 0 or list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"must rise from above 0 (below 1: shares of the steps), got {list(milestones)}")
+        return milestones
+
+    def at(self, done: float, step: int, length: int) -> float:
+        """The factor to the power of the milestones passed; a milestone below 1 is a share of the phase."""
+        places = (m if m >= 1 else round(m * length) for m in self.milestones)
+        return math.pow(self.factor, sum(step >= place for place in places))
+
+
+ScheduleConfig = Annotated[CosineSchedule | LinearSchedule | PolySchedule | StepSchedule, Field(discriminator="kind")]
+
+
+def lr_factor(
+    step: int,
+    steps: int,
+    warmup: float,
+    starts: Sequence[int] = (0,),
+    schedule: ScheduleConfig = CosineSchedule(),
+    warmup_from: float | None = None,
+) -> float:
+    """Linear warm-up, then the schedule, anew from every entry of `starts`.
 
     Args:
         step: 0-based step about to be taken.
         steps: total number of steps.
         warmup: steps of linear warm-up when >= 1, a share of the phase when < 1 (released script: 0.2).
         starts: ascending first steps of the phases, beginning with 0.
+        schedule: how the rate falls.
+        warmup_from: factor of the first step of the warm-up (released segmentation configs: 1e-6); None: 1 / w for a
+            warm-up of w steps.
 
     Returns:
-        factor in (0, 1] of the peak learning rate; the first step of a warm-up of w steps gets 1 / w.
+        factor in [0, 1] of the peak learning rate.
     """
     begin = max(s for s in starts if s <= step)
     end = min([s for s in starts if s > step] + [steps])
     length, at = end - begin, step - begin
     ramp = int(warmup) if warmup >= 1 else round(warmup * length)
+    rise = 1.0
     if at < ramp:
-        return (at + 1) / ramp
-    return 0.5 * (1.0 + math.cos(math.pi * (at - ramp) / max(1, length - ramp)))
+        rise = (at + 1) / ramp if warmup_from is None else warmup_from + (1.0 - warmup_from) * at / ramp
+    if schedule.under_warmup:
+        return rise * schedule.at(at / max(1, length), at, length)
+    return rise * schedule.at(max(0, at - ramp) / max(1, length - ramp), at, length)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

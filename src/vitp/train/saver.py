@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from vitp.errors import CheckpointError
 from vitp.files import raise_if_unwritable, write_json
+from vitp.train.average import WeightAverage
 from vitp.train.checkpoint import (
     FOLDER,
     check_fits,
@@ -42,11 +43,18 @@ class Saver:
     """Checkpoints of one process."""
 
     def __init__(
-        self, out: Path, ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer, strategy: Strategy, keep: int
+        self,
+        out: Path,
+        ranks: Ranks,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        keep: int,
+        average: WeightAverage | None,
     ) -> None:
         """A run's folder, what is saved, how it is laid out over the ranks, and how many checkpoints are kept."""
         self._out, self._ranks, self._model, self._optimizer = out, ranks, model, optimizer
-        self._strategy, self._keep = strategy, keep
+        self._strategy, self._keep, self._average = strategy, keep, average
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -59,7 +67,10 @@ class Saver:
         Raises:
             CheckpointError: incomplete, or of another architecture.
         """
-        return load_checkpoint(path, self._model, self._optimizer)
+        state = load_checkpoint(path, self._model, self._optimizer)
+        if self._average is not None:
+            self._average.load(path)
+        return state
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` finished steps; it is sure to be there after the next `save` or `wait`.
@@ -67,7 +78,8 @@ class Saver:
         Raises:
             OutputError: no space left or not writable, now or at the previous one; older checkpoints stay untouched.
         """
-        return save_checkpoint(self._out, step, self._model, self._optimizer, state, self._keep)
+        average = None if self._average is None else self._average.tensors
+        return save_checkpoint(self._out, step, self._model, self._optimizer, state, self._keep, average)
 
     def wait(self) -> None:
         """Until nothing is left to write; raises what `save` raises."""
@@ -187,8 +199,14 @@ def _make_anew(folder: Path) -> None:
 
 
 def open_saver(
-    out: Path, ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer, strategy: Strategy, keep: int
+    out: Path,
+    ranks: Ranks,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    strategy: Strategy,
+    keep: int,
+    average: WeightAverage | None = None,
 ) -> Saver:
-    """The saver for one process or for many."""
+    """The saver for one process or for many; `average` is kept by one process alone."""
     kind = Saver if ranks.alone else RankedSaver
-    return kind(out, ranks, model, optimizer, strategy, keep)
+    return kind(out, ranks, model, optimizer, strategy, keep, average)

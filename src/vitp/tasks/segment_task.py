@@ -1,0 +1,196 @@
+"""Training a segmenter: the data of a step, and its loss.
+
+Shape legend: B images, c x c pixels of a crop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vitp.datasets.layout import Item
+from vitp.datasets.masks import MaskFolder
+from vitp.datasets.transforms import AugmentConfig, augment
+from vitp.datasets.volumes import VolumeFolder
+from vitp.errors import ConfigError
+from vitp.heads.layers import too_few_for_batch_norm
+from vitp.heads.losses import LossTerms, segmentation_loss
+from vitp.metrics.segmentation import IGNORE
+from vitp.tasks.dense import backbone_groups, hand_uniforms
+from vitp.tasks.segment import Segmenter
+from vitp.train.draws import Purpose, generator
+from vitp.train.feeding import working_on
+from vitp.train.optim import ParameterGroup
+from vitp.train.task import StepBatch
+
+
+@dataclass(frozen=True)
+class SegmentMicro:
+    """Part of a step: images uint8 [B, 3, c, c] (pairs: 6 channels), masks uint8 [B, c, c], and its place in the whole step."""
+
+    images: Tensor
+    masks: Tensor
+    pixels: float  # by which the loop divides the step's loss: labelled pixels, or all
+    samples: int  # images in the step
+    step: int
+    slots: tuple[int, ...]  # of these images in the step
+
+    def to(self, device: torch.device) -> SegmentMicro:
+        """Itself on `device`."""
+        images, masks = self.images.to(device, non_blocking=True), self.masks.to(device, non_blocking=True)
+        return replace(self, images=images, masks=masks)
+
+    def pin_memory(self) -> SegmentMicro:
+        """Itself in pinned memory."""
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved when the loss is not finite."""
+        return {"images": self.images, "masks": self.masks}
+
+
+class Pictures(Protocol):
+    """A data set as a step sees it, pictures with masks or pairs of them; indices point into `items`."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Every sample's files."""
+
+    @property
+    def train(self) -> list[int]:
+        """The samples to learn from."""
+
+
+D = TypeVar("D", bound=Pictures)
+
+
+class StepData(ABC, Generic[D]):
+    """Lays out the steps: a pure function of (seed, step), cheap to send to a worker process."""
+
+    def __init__(
+        self,
+        data: D,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        augmentation: AugmentConfig,
+        seed: int,
+        average: Literal["labelled", "all"] = "labelled",
+    ) -> None:
+        """Steps of `batch_size` samples in micro-batches, whose loss is a mean over `average` pixels."""
+        self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
+        self.augmentation, self.seed, self.average = augmentation, seed, average
+
+    @abstractmethod
+    def crop(self, index: int, step: int, slot: int) -> tuple[Tensor, Tensor]:
+        """The training crop of a sample at a place of a step: uint8 [3 or 6, c, c] and class ids uint8 [c, c]."""
+
+    def chosen(self, step: int) -> list[int]:
+        """Items of a step: every epoch is a permutation of the training images of its own."""
+        train = self.data.train
+        orders: dict[int, list[int]] = {}
+        found = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, at = divmod(position, len(train))
+            if epoch not in orders:
+                orders[epoch] = generator(self.seed, Purpose.MIXTURE, 3, epoch).permutation(len(train)).tolist()
+            found.append(train[orders[epoch][at]])
+        return found
+
+    def step_batch(self, step: int) -> StepBatch:
+        """Read, crop and stack the images of a step.
+
+        Raises:
+            DataError: an image or a mask cannot be used.
+        """
+        chosen = self.chosen(step)
+        crops = []
+        for slot, i in enumerate(chosen):
+            working_on(slot)
+            crops.append(self.crop(i, step, slot))
+        images, masks = torch.stack([i for i, _ in crops]), torch.stack([m for _, m in crops])
+        pixels = float(masks.numel() if self.average == "all" else max(1, int((masks != IGNORE).sum())))
+        cuts = [torch.split(x, self.micro_batch) for x in (images, masks, torch.arange(len(chosen)))]
+        micros = [
+            SegmentMicro(i, m, pixels, len(chosen), step, tuple(slots.tolist()))
+            for i, m, slots in zip(*cuts, strict=True)
+        ]
+        names = [str(self.data.items[i].image) for i in chosen]
+        return StepBatch(micros, weight=pixels, counts={"samples": float(len(chosen))}, samples=names)
+
+
+class SegmentData(StepData[MaskFolder | VolumeFolder]):
+    """The steps of images with masks."""
+
+    def crop(self, index: int, step: int, slot: int) -> tuple[Tensor, Tensor]:
+        """Image uint8 [3, c, c] and class ids uint8 [c, c]."""
+        return augment(*self.data.read(index), self.augmentation, self.seed, step, slot)
+
+
+class SegmentTask:
+    """What the loop needs to train a segmenter, or a change detector on data that gives pairs."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        data: StepData[Any],
+        *,
+        backbone_lr: float,
+        head_lr: float,
+        layer_decay: float = 1.0,
+        loss: LossTerms = LossTerms(),
+    ) -> None:
+        """A task.
+
+        Raises:
+            ConfigError: batch norm with micro-batches of one image, or another number of class weights than of classes.
+        """
+        self.model: nn.Module = model
+        self.segmenter, self.data = model, data
+        self._backbone_lr, self._head_lr, self._layer_decay = backbone_lr, head_lr, layer_decay
+        self._loss = loss
+        if loss.class_weights is not None and len(loss.class_weights) != len(model.classes):
+            raise ConfigError(
+                f"loss.class_weights holds {len(loss.class_weights)} weights for {len(model.classes)} classes "
+                f"({', '.join(model.classes)}); give one a class"
+            )
+        last = data.batch_size % data.micro_batch or data.micro_batch
+        if too_few_for_batch_norm(model, [last]):
+            raise ConfigError(
+                f"micro_batch: batch norm cannot learn from one image alone, and a batch of {data.batch_size} in micro-batches "
+                f"of {data.micro_batch} has such a one; choose other sizes, or set norm: group in head and auxiliary"
+            )
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """ViT and features (by depth where the rate decays), and the heads."""
+        model = self.segmenter
+        backbone = backbone_groups(
+            model.backbone, lr=self._backbone_lr, new_lr=self._head_lr, layer_decay=self._layer_decay
+        )
+        heads = [("head", model.head), ("auxiliary", model.auxiliary)]
+        members = [(f"{part}.{n}", p) for part, m in heads if m is not None for n, p in m.named_parameters()]
+        return [*backbone, ParameterGroup("head", members, self._head_lr)]
+
+    def step_batch(self, step: int) -> StepBatch:
+        """The images of one step."""
+        return self.data.step_batch(step)
+
+    def where(self, step: int, slot: int) -> str:
+        """The image at a place of a step."""
+        return str(self.data.data.items[self.data.chosen(step)[slot]].image)
+
+    def loss(self, micro: SegmentMicro) -> tuple[Tensor, dict[str, float]]:
+        """The configured losses, summed in units of pixels, the auxiliary head's among them."""
+        hand_uniforms(self.model, self.data.seed, micro.step, micro.slots, micro.images.device)
+        logits, auxiliary = self.segmenter.training_logits(micro.images)
+        total, logs = segmentation_loss(logits, micro.masks, self._loss, weight=micro.pixels, samples=micro.samples)
+        if auxiliary is None:
+            return total, logs
+        beside, _ = segmentation_loss(auxiliary, micro.masks, self._loss, weight=micro.pixels, samples=micro.samples)
+        logs["auxiliary_loss"] = float(beside.detach()) / micro.pixels
+        return total + self._loss.auxiliary_weight * beside, logs
