@@ -155,7 +155,7 @@ def main() -> None:
     begun = time.perf_counter()
     with console.training("pretrain") as bar:
         trained = pretrain(config, resume=(args.out / "run").exists(), progress=bar, say=console.say)
-    export(trained.out, path=args.out / "after.safetensors")
+    export(trained.out, path=args.out / "after.safetensors", overwrite=True)
     model, tokenizer, _ = load_run(trained.out)
     after, said = examiner.ask(model, tokenizer, shuffled=True)
     after |= probes(args.out / "after.safetensors", args.data)

@@ -17,7 +17,8 @@ SMALL = [
     "batch_size=2", "workers=0", "device=cpu", "precision=fp32", "model.pixel_shuffle=1", "warm_start.steps=0",
     "model.tower.architecture=vit_tiny_patch16_224", "model.tower.image_size=32", "model.tower.patch_size=8",
     "model.tower.width=24", "model.tower.depth=2", "model.tower.heads=3", "model.tower.weights=null",
-    "model.language_model.path=null", "model.language_model.vocabulary=320",
+    "model.vlm=null", "model.language_model.path=null", "model.language_model.vocabulary=320",
+    "evaluation.split=null", "data.chat.template=own", "data.chat.released_system=false",
 ]  # fmt: skip
 
 

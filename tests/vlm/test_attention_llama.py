@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vitp.vlm.attention import use_packed_attention
+from vitp.vlm.attention import Documents, use_packed_attention
 
 LENGTHS = (9, 1, 17, 4, 6)
 
@@ -49,7 +49,7 @@ def test_packed_llama_equals_one_sample_at_a_time_in_transformers_own_attention(
     out = packed(
         input_ids=torch.cat(ids)[None],
         position_ids=torch.cat(positions)[None],
-        doc_lengths=LENGTHS,
+        documents=Documents.of(LENGTHS, torch.device("cpu")),
         use_cache=False,
     ).logits[0]
     alone = llama("eager")

@@ -116,8 +116,10 @@ def variants_axis(name: str, variants: Mapping[str, Sequence[str]]) -> Axis:
 
 
 def resolve_key(key: str, config: Config) -> str:
-    """The dotted path a short name stands for: a unique end of the path of some key, such as ``drop_ratio``.
+    """The dotted path a short name stands for: the end of the path of some key, such as ``drop_ratio``.
 
+    Of several the one nearest to the top of the recipe is meant, if it is alone there: ``vrl.drop_ratio``, not
+    ``evaluation.vrl.drop_ratio``.
     A key that starts at the top of the recipe is taken as it is; whether it exists is seen when the points are loaded.
 
     Raises:
@@ -126,9 +128,10 @@ def resolve_key(key: str, config: Config) -> str:
     if key.split(".")[0] in type(config).model_fields:
         return key
     paths = list(_paths(config))
-    found = [path for path in paths if path.endswith(f".{key}")]
-    if len(found) == 1:
-        return found[0]
+    found = sorted((path for path in paths if path.endswith(f".{key}")), key=lambda path: path.count("."))
+    nearest = [path for path in found if path.count(".") == found[0].count(".")]
+    if len(nearest) == 1:
+        return nearest[0]
     if found:
         shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
         raise ConfigError(f"--sweep {key}: {len(found)} keys end in '{key}' ({shown}); write the one you mean in full")

@@ -12,8 +12,8 @@ from typing import Any
 from vitp.commands.finetune import FinetuneConfig, finetune
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import Config, dump
+from vitp.datasets.dense import open_dataset
 from vitp.datasets.folder import read_labelled
-from vitp.datasets.masks import MaskFolder
 from vitp.errors import ConfigError
 from vitp.recipes import find_recipe, load_recipe
 from vitp.train.loop import MARKER
@@ -53,7 +53,7 @@ class Downstream:
         if isinstance(config, ProbeConfig):
             read_labelled(config.data)
         else:
-            MaskFolder(config.data)
+            open_dataset(config.data)
 
     def run(self, backbone: Path, out: Path, say: Callable[[str], None]) -> tuple[str, dict[str, Any]]:
         """(the recipe as it ran, its numbers); an interrupted fine-tuning is continued, one of another recipe replaced.

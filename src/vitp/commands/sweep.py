@@ -248,7 +248,7 @@ def _measure(downstream: Downstream, folder: Path, *, anew: bool, say: Callable[
             numbers: dict[str, Any] = stored["numbers"]
             return numbers
     if anew or not backbone.is_file():
-        export(folder, path=backbone)
+        export(folder, path=backbone, overwrite=True)
     say(f"{folder.name}: {downstream.recipe}")
     made_by, numbers = downstream.run(backbone, folder, say)
     write_json(file, {"recipe": made_by, "numbers": numbers})
