@@ -164,15 +164,17 @@ def start_backbone(
     return random_backbone(config, seed)
 
 
-def _say_data(data: DenseData, report: MaskReport, say: Callable[[str], None]) -> None:
+def _say_data(data: DenseData, report: MaskReport, crop: int, say: Callable[[str], None]) -> None:
     say(f"data: {len(data.train)} training and {len(data.test)} test images, classes: {', '.join(data.classes)}")
-    unused = len(data) - len(data.train) - len(data.test)
+    unused = len(data) - len({*data.train, *data.val, *data.test})
     if unused:
-        say(f"data: {unused} images are in neither split (data.train, or lists that leave them out)")
+        say(f"data: {unused} images are in no part (data.train, empty_slices, or lists that leave them out)")
     if absent := report.missing("train"):
         say(f"data: no training pixel of {', '.join(absent)}; such a class cannot be learned")
     if absent := report.missing("test"):
         say(f"data: no test pixel of {', '.join(absent)}")
+    for remark in report.remarks(crop):
+        say(f"data: {remark}")
 
 
 def finetune(
@@ -206,7 +208,7 @@ def finetune(
     check_output(out, resume=resume, overwrite=overwrite)
     data = open_dataset(config.data)
     report = data.check()
-    _say_data(data, report, say)
+    _say_data(data, report, config.augment.crop, say)
     backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
     task = build_task(config, data, backbone, say)
     seen = config.micro_batch or config.batch_size

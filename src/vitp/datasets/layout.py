@@ -99,8 +99,8 @@ def stem_of(file: Path) -> str:
     return Path(file.stem).stem if file.suffix.lower() == _COMPRESSED else file.stem
 
 
-def find_images(config: LayoutConfig) -> list[Path]:
-    """The images (files, or folders of DICOM series) in order of their paths.
+def find_images(config: LayoutConfig, *, folders: bool = False) -> list[Path]:
+    """The images in order of their paths: files, and with `folders` also folders (of DICOM series).
 
     Raises:
         DataError: there is no such folder, or nothing in it matches.
@@ -109,7 +109,11 @@ def find_images(config: LayoutConfig) -> list[Path]:
     if not root.is_dir():
         raise DataError("no such folder; set data.root to the folder of the data set", str(root))
     excluded = set(root.glob(config.exclude)) if config.exclude else set()
-    found = sorted(path for path in root.glob(config.images) if path.is_file() and path not in excluded)
+    found = sorted(
+        path
+        for path in root.glob(config.images)
+        if (path.is_file() or (folders and path.is_dir())) and path not in excluded
+    )
     if not found:
         raise DataError(f"no image matches '{config.images}'; correct the pattern or the folder", str(root))
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitp.datasets.labels import LabelConfig, LabelReader
 from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, band_notes, count_labels, require_valid_pixels
-from vitp.datasets.splits import Split, SplitConfig, split_items
+from vitp.datasets.splits import Divided, SplitConfig, split_items
 from vitp.errors import DataError
 from vitp.images.georeference import require_same_grid
 from vitp.images.read import ImageConfig, image_size, read_image
@@ -61,7 +61,7 @@ class PairItem:
     group: str
 
 
-class PairFolder:
+class PairFolder(Divided):
     """The pairs of a `PairFolderConfig`, found and split; pixels are read on demand.
 
     `train`, `val` and `test` hold indices into `items`.
@@ -79,14 +79,9 @@ class PairFolder:
         self.classes = self.labels.classes
         self.items = tuple(self._find(image) for image in find_images(config))
         self.parts = split_items(self.items, config, config.root)
-        self.train, self.val, self.test = self.parts.train, self.parts.val, self.parts.test
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def indices(self, split: Split) -> list[int]:
-        """The pairs of a part."""
-        return self.parts.of(split)
 
     def _find(self, image: Path) -> PairItem:
         config = self.config

@@ -66,6 +66,31 @@ class Parts:
         return {"train": self.train, "val": self.val, "test": self.test}[split]
 
 
+class Divided:
+    """Images and their parts: what every data set of dense tasks is."""
+
+    parts: Parts  # indices of the images
+
+    @property
+    def train(self) -> list[int]:
+        """The training images."""
+        return self.parts.train
+
+    @property
+    def val(self) -> list[int]:
+        """The validation images; none where the recipe names none."""
+        return self.parts.val
+
+    @property
+    def test(self) -> list[int]:
+        """The test images."""
+        return self.parts.test
+
+    def indices(self, split: Split) -> list[int]:
+        """The images of a part."""
+        return self.parts.of(split)
+
+
 def split_items(items: Sequence[Item], config: SplitConfig, root: Path) -> Parts:
     """Divide images; no image and no group stands in training and in another part. Validation may be the test part.
 

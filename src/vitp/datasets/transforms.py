@@ -142,35 +142,42 @@ def _move(image: Tensor, mask: Tensor, config: AugmentConfig, rng: np.random.Gen
 def _rotated_crop(
     image: Tensor, mask: Tensor, config: AugmentConfig, rng: np.random.Generator, angle: float
 ) -> tuple[Tensor, Tensor]:
-    """A crop rotated by `angle` degrees, cut from a larger one so that its corners show the picture where there is one."""
-    side = config.crop
-    if angle == 0.0:
-        return _random_crop(image, mask, config, rng, side)
-    turn = radians(angle)
-    around = side + 2 * ceil((side * (abs(cos(turn)) + abs(sin(turn))) - side) / 2)  # an even rest: the centre stays
-    picture, labels = _random_crop(image, mask, config, rng, around)
-    fill = [float(level) for level in FILL] * (image.shape[0] // 3)
-    picture = functional.rotate(picture, angle, interpolation=InterpolationMode.BILINEAR, fill=fill)
-    labels = functional.rotate(labels, angle, interpolation=InterpolationMode.NEAREST, fill=float(IGNORE))
-    return functional.center_crop(picture, [side, side]), functional.center_crop(labels, [side, side])
+    """Zoom, crop and rotate by `angle` degrees about the crop's centre.
 
-
-def _random_crop(
-    image: Tensor, mask: Tensor, config: AugmentConfig, rng: np.random.Generator, side: int
-) -> tuple[Tensor, Tensor]:
-    """Zoom and crop in one resampling of the part that is seen, then fill what lies outside the picture.
-
-    The mask is no tv_tensors.Mask: torchvision resizes those by plain nearest whatever is asked, which shifts them
-    against the image by up to half a pixel of the coarser grid; nearest-exact has the image's pixel centres.
+    What is rotated is larger than the crop, so that its corners show the picture where there is one.
     """
+    side = config.crop
     height, width = mask.shape[-2:]
     zoom = float(np.exp(rng.uniform(np.log(config.scale[0]), np.log(config.scale[1]))))
     if config.fit is not None:
         zoom *= min(max(config.fit) / max(height, width), min(config.fit) / min(height, width))
     seen = max(1, round(side / zoom))  # side of the crop in source pixels
     top, left = _corner(mask, config, rng, seen)
-    (y, h, above, rows, below) = _overlap(top, seen, height, side)
-    (x, w, before, columns, after) = _overlap(left, seen, width, side)
+    if angle == 0.0:
+        return _crop(image, mask, (top, left), seen, side)
+    turn = radians(angle)
+    more = ceil((side * (abs(cos(turn)) + abs(sin(turn))) - side) / 2)  # pixels on every side: the centre stays
+    margin = ceil(more * seen / side)
+    around = seen + 2 * margin
+    top, left = (
+        min(max(at - margin, 0), length - around) if length >= around else at - margin
+        for at, length in ((top, height), (left, width))
+    )
+    picture, labels = _crop(image, mask, (top, left), around, side + 2 * more)
+    fill = [float(level) for level in FILL] * (image.shape[0] // 3)
+    picture = functional.rotate(picture, angle, interpolation=InterpolationMode.BILINEAR, fill=fill)
+    labels = functional.rotate(labels, angle, interpolation=InterpolationMode.NEAREST, fill=float(IGNORE))
+    return functional.center_crop(picture, [side, side]), functional.center_crop(labels, [side, side])
+
+
+def _crop(image: Tensor, mask: Tensor, corner: tuple[int, int], seen: int, side: int) -> tuple[Tensor, Tensor]:
+    """The square of `seen` source pixels at a corner as `side` pixels, what lies outside the picture filled.
+
+    The mask is no tv_tensors.Mask: torchvision resizes those by plain nearest whatever is asked, which shifts them
+    against the image by up to half a pixel of the coarser grid; nearest-exact has the image's pixel centres.
+    """
+    (y, h, above, rows, below) = _overlap(corner[0], seen, mask.shape[-2], side)
+    (x, w, before, columns, after) = _overlap(corner[1], seen, mask.shape[-1], side)
     image = functional.resized_crop(image, y, x, h, w, [rows, columns], antialias=True)
     mask = functional.resized_crop(mask, y, x, h, w, [rows, columns], interpolation=InterpolationMode.NEAREST_EXACT)
     if above or below or before or after:

@@ -1,4 +1,4 @@
-"""NIfTI volumes with label volumes as slices: 2-D, 2.5-D, or several modalities as channels; split by patient.
+"""Volumes (NIfTI, DICOM series) with label volumes as slices: 2-D, 2.5-D, or several modalities as channels; split by patient.
 
 Slices lie and count as in `vitp.images.nifti`: turned to the nearest RAS+ axes, shown in the radiological convention.
 
@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional
 from vitp.datasets.labels import LabelConfig, LabelReader
 from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, count_labels
-from vitp.datasets.splits import Parts, Split, SplitConfig, split_items
+from vitp.datasets.splits import Divided, Parts, SplitConfig, split_items
 from vitp.errors import DataError
 from vitp.images.levels import Limits
 from vitp.images.nifti import Plane
@@ -40,7 +40,7 @@ _DECIMALS = 1e-3  # of whole numbers stored as floats
 
 
 class VolumeFolderConfig(SplitConfig, LabelConfig, LayoutConfig):
-    """A segmentation data set of volumes (.nii, .nii.gz).
+    """A segmentation data set of volumes (.nii, .nii.gz, or folders of DICOM series).
 
     `images` finds one volume a scan, `masks` is the template of its label volume (see `LayoutConfig`), and a channel's
     `file` that of a further modality. Lists, `train` and fractions count volumes; without `group` each is a patient.
@@ -101,7 +101,7 @@ class SliceItem(NamedTuple):
     group: str
 
 
-class VolumeFolder:
+class VolumeFolder(Divided):
     """The slices of a `VolumeFolderConfig`, found and split by patient; pixels are read on demand.
 
     `train`, `val` and `test` hold indices into `items`, the slices of all `volumes` one after the other.
@@ -121,7 +121,7 @@ class VolumeFolder:
         alike = [channel.model_copy(update={"offset": 0}) for channel in self._channels]
         self._sources = [alike.index(channel) for channel in alike]  # the first channel of the same file and levels
         with ThreadPoolExecutor(threads) as pool:
-            self.volumes = tuple(pool.map(self._find, find_images(config)))
+            self.volumes = tuple(pool.map(self._find, find_images(config, folders=True)))
         self.volume_parts = split_items(self.volumes, config, config.root)
         self._first = np.cumsum([0, *(volume.grid.slices for volume in self.volumes)])
         self.items = tuple(
@@ -137,14 +137,9 @@ class VolumeFolder:
             kept = self._thin(threads)
             self.thinned = len(self.parts.train) - len(kept)
             self.parts = Parts(kept, self.parts.val, self.parts.test)
-        self.train, self.val, self.test = self.parts.train, self.parts.val, self.parts.test
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def indices(self, split: Split) -> list[int]:
-        """The slices of a part."""
-        return self.parts.of(split)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """A slice, uint8 [3, H, W], and its class ids, uint8 [H, W] (255: ignored).

@@ -91,7 +91,7 @@ def read_dicom(path: Path, config: DicomConfig, max_pixels: int = MAX_PIXELS) ->
             packages cannot decode, too large, or without the frame or window asked for.
         MissingExtraError: pydicom is not installed.
     """
-    with _dicom_opened(path) as (stream, header):
+    with dicom_opened(path) as (stream, header):
         if int(header.Rows) * int(header.Columns) > max_pixels:
             raise too_large(f"announces {header.Columns} x {header.Rows} pixels", max_pixels, path)
         frames = int(header.get("NumberOfFrames") or 1)
@@ -103,7 +103,7 @@ def read_dicom(path: Path, config: DicomConfig, max_pixels: int = MAX_PIXELS) ->
             found = f"has the photometric interpretation {photometric}, which is not supported"
             raise ImageError("dicom-photometric", found, "convert it to RGB or MONOCHROME2", str(path))
         _merge_frame_groups(header, config.frame)
-        stored = _dicom_pixels(stream, header, config.frame, path)
+        stored = dicom_pixels(stream, header, config.frame, path)
         limits: Limits | None = None
         window: tuple[float, float] | None = None
         if photometric in _GREYS:
@@ -121,12 +121,12 @@ def read_dicom(path: Path, config: DicomConfig, max_pixels: int = MAX_PIXELS) ->
 
 def dicom_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels from the header alone; raises what `read_dicom` raises about headers."""
-    with _dicom_opened(path) as (_, header):
+    with dicom_opened(path) as (_, header):
         return int(header.Columns), int(header.Rows)
 
 
 @contextmanager
-def _dicom_opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def dicom_opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The open file and its header up to the pixels."""
     pydicom = import_extra("pydicom", "medical", "reading DICOM")
     with open_file(path) as stream:
@@ -144,7 +144,7 @@ def _dicom_opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise damaged(error, path) from error
 
 
-def _dicom_pixels(stream: Any, header: Any, frame: int, path: Path) -> NDArray[Any]:
+def dicom_pixels(stream: Any, header: Any, frame: int, path: Path) -> NDArray[Any]:
     """Stored values of one frame, [H, W] or [H, W, 3]; YBR is RGB already."""
     pydicom = import_extra("pydicom", "medical", "reading DICOM")
     pixels = import_extra("pydicom.pixels", "medical", "reading DICOM")

@@ -1,4 +1,4 @@
-"""Volumes slice by slice: NIfTI files through a memory map, in the orientation of `vitp.images.nifti`.
+"""Volumes slice by slice: NIfTI files read in place, and DICOM series, in the orientation of `vitp.images.nifti`.
 
 A compressed file is unpacked once into the cache folder (`vitp.cache`), since a slice in its middle costs the whole file
 otherwise; a few slices a volume are then read as fast as pictures.
@@ -34,6 +34,7 @@ from vitp.images.nifti import (
     view_of,
     volume_index,
 )
+from vitp.images.series import series_as_nifti
 
 
 class ChannelConfig(GreyConfig):
@@ -61,13 +62,13 @@ class VolumeGrid:
 
 
 def read_grid(path: Path, plane: Plane) -> VolumeGrid:
-    """The grid of a NIfTI volume, from its header.
+    """The grid of a NIfTI volume, from its header, or of the folder of a DICOM series.
 
     Raises:
         ImageError: it is damaged, or no volume.
         MissingExtraError: nibabel is not installed.
     """
-    with nifti_opened(path) as image:
+    with nifti_opened(unpacked(path) if path.is_dir() else path) as image:
         view = view_of(image, plane, path)
         affine = picture_affine(image.affine, view, 0)
         slices, height, width = view.lengths
@@ -102,12 +103,14 @@ def require_same_volume(image: Path, other: Path, plane: Plane, tolerance: float
 
 
 def unpacked(path: Path) -> Path:
-    """The file itself, or of a compressed one its content in the cache folder.
+    """The file itself, or of a compressed file or the folder of a DICOM series a plain NIfTI in the cache folder.
 
     Raises:
         ImageError: the file is damaged.
         OutputError: the cache folder is full or cannot be written to.
     """
+    if path.is_dir():
+        return series_as_nifti(path)
     if path.suffix.lower() != ".gz":
         return path
 
@@ -171,7 +174,7 @@ class VolumeReader:
     def _opened(self) -> Iterator[tuple[Any, tuple[int, ...]]]:
         """The volume and the index behind its axes of space; errors name the user's file, not the unpacked one."""
         try:
-            with nifti_opened(unpacked(self.path) if self._unpack else self.path) as image:
+            with nifti_opened(unpacked(self.path) if self._unpack or self.path.is_dir() else self.path) as image:
                 yield image, volume_index(image.shape, self._volume, self.path)
         except ImageError as error:
             raise ImageError(error.code, error.found, error.fix, str(self.path)) from error
