@@ -210,7 +210,10 @@ class Padded:
 
 def pad(samples: Sequence[Conversation], length: int | None = None) -> Padded:
     """Samples side by side, filled up on the right to the longest, or to `length`."""
-    longest = length or max(len(s.ids) for s in samples)
+    longest = max(len(s.ids) for s in samples)
+    if length is not None:
+        assert length >= longest, f"a sample has {longest} positions, more than {length}"
+        longest = length
     ids = torch.full((len(samples), longest), PAD_ID)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for i, sample in enumerate(samples):

@@ -2,13 +2,15 @@
 
     python -m bench.step --vocab small|real --dtype fp32|bf16 --json
     python -m bench.step --size 1b --json                              # on a GPU, see bench/step_1b.py
-    python -m bench.step --size 1b --device cpu --layers 1 --json      # the same code, small, without one
+    python -m bench.step --size 1b --device cpu --layers 1 --vocab small --pad-to 2560 --json   # the same code, without one
 
 The rival is transformers' InternVLForConditionalGeneration: a padded batch of 4, sdpa, logits of every position, foreach
 AdamW. Ours takes the same samples: three quarters of the visual tokens dropped (and gone), samples packed, logits at
 supervised positions, the tower's last block at the survivors, fused AdamW. bf16 is autocast over fp32 weights in both.
-Without dropping both must give the same loss; if they do not, the bench stops. A B A B; the ratio is the median over the
-rounds of rival's time over ours. With one thread (the default) CPU time is counted, with more the clock on the wall.
+Without dropping both must give the same loss; if they do not, the bench stops. The batch has samples of 1, 3, 5 and 7
+tiles; ``--mixture N`` takes N random batches of the mixture instead, which are padded less. A B A B; the ratio is the
+median over the rounds of rival's time over ours. With one thread (the default) CPU time is counted, with more the clock
+on the wall.
 Last line: {"ratio", "rival_samples_per_s", "samples_per_s", "flops_ratio", ...}.
 """
 
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import step_1b
 from bench.internvl import (
     SIZES,
     VOCABULARY,
@@ -61,6 +64,7 @@ class Contest:
         return [join(laid_out(s, ratio), model.tokens_per_tile, model.image_size, 0, 128) for s in self.samples]
 
     def rival_loss(self, batch: Padded) -> Tensor:
+        """Mean over the supervised tokens, as transformers computes it."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss: Tensor = self.rival(
                 input_ids=batch.input_ids,
@@ -72,6 +76,7 @@ class Contest:
         return loss
 
     def our_loss(self, pack: PackTensors) -> Tensor:
+        """The same mean."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             total: Tensor = self.ours(pack)
         return total / pack.weights.sum()
@@ -128,8 +133,8 @@ def alternate(rival: Step, ours: Step, batches: int, rounds: int, clock: Callabl
 
 
 def toy(args: argparse.Namespace) -> dict[str, Any]:
-    size, vocabulary = SIZES["toy"].with_layers(args.layers), VOCABULARY[args.vocab]
-    rounds = args.rounds or (9 if args.vocab == "small" else 3)
+    size, vocabulary = SIZES["toy"].with_layers(args.layers), VOCABULARY[args.vocab or "small"]
+    rounds = args.rounds or (3 if args.vocab == "real" else 9)
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.threads == 1 else time.perf_counter
     rival = build_rival(size, vocabulary)
@@ -173,7 +178,7 @@ def toy(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="toy")
-    parser.add_argument("--vocab", choices=sorted(VOCABULARY), default="small")
+    parser.add_argument("--vocab", choices=sorted(VOCABULARY), help="default small, with --size 1b real")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)
@@ -181,10 +186,14 @@ def main() -> None:
         "--mixture", type=int, metavar="N", help="N random batches of the mixture, not the reference one"
     )
     parser.add_argument("--layers", type=int, help="of tower and decoder, in place of the size's")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="of --size 1b")
+    big = parser.add_argument_group("--size 1b")
+    big.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    big.add_argument("--samples", type=int, help="of a step")
+    big.add_argument("--pad-to", type=int, default=4096, help="positions of the released behaviour")
+    big.add_argument("--compile", action="store_true", help="blocks of both models")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always done)")
     args = parser.parse_args()
-    print(json.dumps(toy(args)))
+    print(json.dumps(toy(args) if args.size == "toy" else step_1b.run(args)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from tests.tinyvlm import MODULES, SIZE, VOCABULARY, laid_out_sample, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitp.errors import ConfigError
+from vitp.errors import CheckpointError, ConfigError
 from vitp.instruction.pack import join
 from vitp.vlm.acceleration import StepConfig, accelerate, check_float8, choose_loss_kernel, use_compile, use_float8
-from vitp.vlm.attention import Documents, _per_document, _varlen
+from vitp.vlm.attention import Documents, _per_document, _varlen, use_packed_attention
 from vitp.vlm.checkpointing import use_checkpointing
 from vitp.vlm.loss import supervised_loss
 from vitp.vlm.model import PackTensors, VisionLanguageModel
@@ -229,3 +230,32 @@ def test_what_this_machine_cannot_do_is_said() -> None:
         check_float8(CPU)
     with pytest.raises(ConfigError, match="Hopper"):
         accelerate(tiny_model(), StepConfig(float8=True), CPU, "none", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t.GPT2LMHeadModel(t.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=30)), "head or layout"),
+        (lambda t: t.MambaForCausalLM(t.MambaConfig(num_hidden_layers=1, hidden_size=16, vocab_size=30)), "choose a decoder"),
+        (
+            lambda t: t.CohereForCausalLM(
+                t.CohereConfig(num_hidden_layers=1, hidden_size=16, vocab_size=30, intermediate_size=16, num_attention_heads=2)
+            ),
+            "logit_scale",
+        ),
+        (
+            lambda t: t.MistralForCausalLM(
+                t.MistralConfig(
+                    num_hidden_layers=1, hidden_size=16, vocab_size=30, intermediate_size=16, num_attention_heads=2,
+                    num_key_value_heads=1, sliding_window=4,
+                )
+            ),
+            "sliding",
+        ),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_cannot_be_packed_is_refused_in_a_sentence(make: Any, message: str) -> None:
+    import transformers
+
+    with pytest.raises(CheckpointError, match=message):
+        use_packed_attention(make(transformers))

@@ -190,7 +190,10 @@ def test_a_frozen_tower_keeps_nothing_and_has_no_states() -> None:
 def test_the_papers_size_keeps_what_was_measured(
     checkpointing: Checkpointing, tower: float, layer: float | None
 ) -> None:
-    memory = count_memory(paper_model(), "bf16", checkpointing=checkpointing)
+    model = paper_model()
+    for scale in (m for block in model.tower.blocks for m in (block.ls1, block.ls2)):
+        del scale.__dict__["forward"]  # as it was measured: with layer scales that are not folded into the weights
+    memory = count_memory(model, "bf16", checkpointing=checkpointing)
     assert memory.tower_per_tile / 1025 / 24 / 1e3 == pytest.approx(tower, rel=0.04)  # the tiles too
     if layer is not None:
         assert memory.layers_per_token / 24 / 1e3 == pytest.approx(layer, rel=0.15 if checkpointing == "full" else 0.03)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitp.instruction.pack import join
+from vitp.train.strategies import blocks_of
+from vitp.vlm.folding import is_folded
 from vitp.vlm.model import PackTensors, VisionLanguageModel
 from vitp.vlm.sparse_tail import TailBlock, why_dense
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model
@@ -154,3 +156,27 @@ def test_a_copy_of_the_model_has_a_tail_of_its_own() -> None:
     assert other(pack).item() != before
     assert model(pack).item() == before
     assert list(model.state_dict()) == list(other.state_dict())
+
+
+def test_sharding_still_finds_every_block() -> None:
+    """`fsdp` gathers block by block; a last block of a kind of its own must not hide the others."""
+    model = tiny_model()
+    found = list(blocks_of(model))
+    assert found == [*model.tower.blocks, *model.language_model.model.layers]
+
+
+@pytest.mark.parametrize("r", [0.0, 0.75])
+def test_folded_layer_scale_gives_the_same_loss_and_gradients(r: float) -> None:
+    """Against timm's own modules, those of the scales included; fp64, to 1e-9."""
+    model = model_with(init_values=0.3).double()
+    scales = [m for b in model.tower.blocks for m in (b.ls1, b.ls2)]
+    assert all(is_folded(scale) for scale in scales)
+    pack = pack_of(model, r)
+    folded = result(model, pack)
+    for block in model.tower.blocks:
+        for module in (block.ls1, block.ls2, block.attn.proj, block.mlp.fc2):
+            del module.__dict__["forward"]
+    plain = result(model, pack)
+    assert any(name.endswith("ls1.gamma") for name in plain)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(folded[name], tensor, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")

@@ -115,8 +115,8 @@ def lay_out_text(encoded: Encoded, max_length: int, where: str) -> LaidOut:
 
 
 def _filling(length: int, multiple: int) -> int:
-    """Idle positions after `length` ones: about a sixteenth at most, and never as many as `multiple`."""
-    while multiple > 16 and multiple * 16 > length:
+    """Idle positions after `length` ones: a thirty-second of them at most (or 3), and never as many as `multiple`."""
+    while multiple > 4 and multiple * 32 > length:
         multiple //= 2
     return -length % multiple
 

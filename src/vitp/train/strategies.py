@@ -234,7 +234,8 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
     def within(module: nn.Module) -> Iterator[nn.Module]:
         children = list(module.children())
-        alike = len(children) > 1 and len({type(child) for child in children}) == 1
+        # The tower's last block is of a kind derived from the others' (vlm/sparse_tail.py).
+        alike = len(children) > 1 and all(isinstance(child, type(children[0])) for child in children)
         if isinstance(module, nn.ModuleList | nn.Sequential) and alike:
             yield from children
             return

@@ -29,8 +29,8 @@ _FLOAT8_CAPABILITY = (8, 9)  # the first GPUs with 8-bit tensor cores; Hopper is
 class StepConfig(Config):
     """Speed against memory; the numbers of a run change by rounding at most (`float8`: by more)."""
 
-    # What is computed again to save memory. auto: nothing where the largest pack fits, by the count of vlm/memory.py; said at the start
-    # (released: everything, which costs a third more work)
+    # What is computed again to save memory. auto: as little as fits by the count of vlm/memory.py, said at the start (released:
+    # everything, a third more work)
     checkpointing: Literal["auto", "none", "mlp", "full"] = "auto"
     # torch.compile of each block. none: about a minute of compilation; on CPU it gains nothing in fp32 (docs/performance.md)
     compile: Literal["none", "blocks"] = "none"

@@ -186,6 +186,8 @@ def use_packed_attention(language_model: nn.Module) -> None:
             "choose a decoder such as Qwen2, Qwen3 or Llama"
         )
     kinds = getattr(config, "layer_types", None) or []
+    if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        kinds = ["sliding_attention"]  # Mistral says it for all layers at once
     if any(kind != "full_attention" for kind in kinds):
         raise CheckpointError(f"{name} has layers of kind {sorted(set(kinds))}: only full attention can be packed")
     try:

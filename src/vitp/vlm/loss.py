@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Weighting = Literal["token", "sample", "answer", "square"]
@@ -39,20 +38,33 @@ def answer_weights(answer_lengths: list[int], weighting: Weighting) -> np.ndarra
 LossKernel = Literal["torch", "liger"]
 
 
-def _row_losses(logits: Tensor, targets: Tensor, kernel: LossKernel) -> Tensor:
-    """Cross-entropy of every row, float32 [N]."""
-    if kernel == "torch":
-        return F.cross_entropy(logits.float(), targets, reduction="none")
+def _torch_loss(logits: Tensor, targets: Tensor, weights: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the cross-entropies [] and its gradient by the logits, which takes the logits' memory if it can."""
+    z = logits.to(_accumulator(logits))
+    highest, at_target = z.amax(1, keepdim=True), z.gather(1, targets[:, None])
+    total = z.sub_(highest).exp_().sum(1, keepdim=True)
+    loss = ((total.log() + highest - at_target).squeeze(1) * weights).sum()
+    if wants_gradient:
+        of_rows = weights.to(z.dtype)[:, None]
+        z.mul_(of_rows / total).scatter_add_(1, targets[:, None], -of_rows)
+    return loss, z.to(logits.dtype)
+
+
+def _liger_loss(logits: Tensor, targets: Tensor, weights: Tensor, wants_gradient: bool) -> tuple[Tensor, Tensor]:
+    """The same by Liger's kernel, which needs no fp32 copy of the logits.
+
+    Not its product and loss in one: that takes no weight a row, or (0.8.5) computes everything twice for it.
+    """
     from liger_kernel.transformers.functional import liger_cross_entropy
 
-    # Liger writes the gradient over the logits and needs no fp32 copy of them. Its product-and-loss in one takes no weight
-    # a row: older releases drop them from the gradient, newer ones compute everything twice.
-    losses: Tensor = liger_cross_entropy(logits, targets, reduction="none")
-    return losses.float()
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_(wants_gradient)
+        loss = (liger_cross_entropy(leaf, targets, reduction="none").float() * weights).sum()
+    return loss.detach(), torch.autograd.grad(loss, leaf)[0] if wants_gradient else leaf
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """The loss and both gradients, chunk by chunk: a chunk's logits are gone before the next one's are made.
+class _LinearLoss(torch.autograd.Function):
+    """Product, loss and both gradients, chunk by chunk: a chunk's logits are gone before the next one's are made.
 
     The gradients are computed in the forward pass, where the logits are, so that no product is computed twice.
     """
@@ -62,30 +74,35 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, rows: int, kernel: LossKernel
     ) -> Tensor:
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        loss_of = _torch_loss if kernel == "torch" else _liger_loss
         total = torch.zeros((), dtype=_accumulator(hidden), device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
-        of_head = torch.zeros_like(head, dtype=_accumulator(head)) if wants_head else None
+        of_head: Tensor | None = None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = (hidden[part] @ head.t()).detach().requires_grad_(wants_hidden or wants_head)
-            with torch.enable_grad():
-                loss = (_row_losses(logits, targets[part], kernel) * weights[part]).sum()
-            total += loss.detach()
-            if not logits.requires_grad:
-                continue
-            (of_logits,) = torch.autograd.grad(loss, logits)
+            loss, of_logits = loss_of(hidden[part] @ head.t(), targets[part], weights[part], wants_hidden or wants_head)
+            total += loss
             if of_hidden is not None:
                 of_hidden[part] = of_logits @ head
-            if of_head is not None:
-                of_head += of_logits.t() @ hidden[part]
-        ctx.save_for_backward(of_hidden, None if of_head is None else of_head.to(head.dtype))
+            if wants_head:
+                product = of_logits.t() @ hidden[part]
+                if of_head is None:
+                    of_head = product if len(hidden) <= rows else product.to(_accumulator(head))
+                else:
+                    of_head += product
+        # Not `save_for_backward`: they are scaled where they lie and handed out, once.
+        ctx.gradients = (of_hidden, None if of_head is None else of_head.to(head.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_head = ctx.saved_tensors
-        hidden = None if of_hidden is None else of_hidden * scale.to(of_hidden.dtype)
-        return hidden, None if of_head is None else of_head * scale.to(of_head.dtype), None, None, None, None
+        assert ctx.gradients is not None, "the gradient of the loss can be taken once"
+        of_hidden, of_head = ctx.gradients
+        ctx.gradients = None
+        for gradient in (of_hidden, of_head):
+            if gradient is not None:
+                gradient.mul_(scale)
+        return of_hidden, of_head, None, None, None, None
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:
@@ -100,16 +117,15 @@ def supervised_loss(
     rows_per_chunk: int = 1024,
     kernel: LossKernel = "torch",
 ) -> Tensor:
-    """Weighted sum of the cross-entropies (not divided).
+    """Weighted sum of the cross-entropies (not divided); its gradient can be taken once.
 
     Args:
         hidden: [N, width], last hidden states at the positions that predict a supervised token.
         head: [vocabulary, width], the output embedding.
         targets: int64 [N].
         weights: float32 [N].
-        rows_per_chunk: at most ``rows_per_chunk x vocabulary`` logits exist at once; above this many rows the gradients
-            are computed with the loss, chunk by chunk. Not `F.linear_cross_entropy`: on CPUs its chunks take 7 (fp32) to
-            67 (bf16) times as long (docs/performance.md).
+        rows_per_chunk: at most ``rows_per_chunk x vocabulary`` logits exist at once. Not `F.linear_cross_entropy`: on
+            CPUs its chunks take 7 (fp32) to 67 (bf16) times as long (docs/performance.md).
         kernel: who computes softmax and its gradient; ``liger`` on GPUs only, with the package liger-kernel.
 
     Returns:
@@ -118,8 +134,8 @@ def supervised_loss(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
-    if hidden.shape[0] <= rows_per_chunk:
-        return (_row_losses(hidden @ head.t(), targets, kernel) * weights).sum()
+    if not torch.is_grad_enabled():
+        hidden, head = hidden.detach(), head.detach()  # what tells the function that no gradient is wanted
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _ChunkedLoss.apply(hidden, head, targets, weights, rows_per_chunk, kernel)
+        loss: Tensor = _LinearLoss.apply(hidden, head, targets, weights, rows_per_chunk, kernel)
     return loss

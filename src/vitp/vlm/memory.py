@@ -18,6 +18,7 @@ from torch import nn
 
 from vitp.vlm.checkpointing import Checkpointing
 from vitp.vlm.flops import LastBlock, Trained, Work, attention_width, decoder_head_width
+from vitp.vlm.folding import is_folded
 from vitp.vlm.model import VisionLanguageModel
 
 MemoryPrecision = Literal["fp32", "autocast", "bf16"]
@@ -167,7 +168,8 @@ def tower_block(block: Any, positions: int, width: int, size: _Bytes, checkpoint
         scores = size.stream + (size.product if size.stream != size.product else 0)
         kept += product * attended + scores * positions * block.attn.num_heads
     kept += sum(product * attended for norm in ("q_norm", "k_norm") if _numbers(getattr(block.attn, norm, None)))
-    kept += sum(product * width for scale in ("ls1", "ls2") if _numbers(getattr(block, scale, None)))
+    scales = [getattr(block, name) for name in ("ls1", "ls2") if _numbers(getattr(block, name, None))]
+    kept += sum(product * width for scale in scales if not is_folded(scale))
     kept += product * (2 * width + copies * inner)  # inputs of the linear stages, MLP
     return kept - product * _left_out(block.mlp, checkpointing)
 

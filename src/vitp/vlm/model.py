@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitp.vlm.attention import Documents, use_packed_attention
+from vitp.vlm.folding import fold_layer_scale
 from vitp.vlm.loss import LossKernel, supervised_loss
 from vitp.vlm.sparse_tail import Survivors, TailBlock, cell_patches, install_tail, survivors
 from vitp.vlm.stochastic_depth import KeyedDropPath, install, set_uniforms
@@ -144,6 +145,7 @@ class VisionLanguageModel(nn.Module):
         self.tower = tower
         self.depth_modules: list[KeyedDropPath] = install(tower, drop_path)
         install_tail(tower)
+        fold_layer_scale(tower)
         self.language_model = language_model
         use_packed_attention(language_model)
         width = language_model.get_input_embeddings().embedding_dim  # type: ignore[operator]
