@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
     from vitp.commands.index import index
+    from vitp.commands.predict import predict
     from vitp.commands.pretrain import load_run, pretrain
     from vitp.commands.probe import probe
     from vitp.commands.sweep import sweep
@@ -35,6 +36,7 @@ _HOMES = {
     "index": "vitp.commands.index",
     "load_backbone": "vitp.backbone.vit",
     "load_run": "vitp.commands.pretrain",
+    "predict": "vitp.commands.predict",
     "pretrain": "vitp.commands.pretrain",
     "probe": "vitp.commands.probe",
     "sweep": "vitp.commands.sweep",
@@ -53,6 +55,7 @@ __all__ = [
     "index",
     "load_backbone",
     "load_run",
+    "predict",
     "pretrain",
     "probe",
     "sweep",

@@ -389,6 +389,41 @@ def finetune(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a fine-tuning run.")],
+    image: Annotated[Path, typer.Argument(help="Picture, GeoTIFF or NIfTI, or a folder of them.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Dotted settings, e.g. window=512 overlap=0.5 probabilities=true")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the outputs, named after their inputs.")] = Path(
+        "out/predict"
+    ),
+    after: Annotated[
+        Path | None, typer.Option("--after", help="Second date (or folder of second dates), for change detection.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist; start anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict images of any size, pairs and volumes; each output keeps its input's georeference or affine.
+
+    An interrupted prediction goes on where it was when the same command is given again.
+    """
+    from vitp.commands.predict import predict as run_predict
+    from vitp.progress import Console
+
+    console = Console()
+    with console.bars(("predict", "windows")) as (windows,):
+        result = run_predict(
+            run, image, out, overrides or [], after=after, overwrite=overwrite, progress=windows, say=console.say
+        )
+    for line in result.lines():
+        typer.echo(line, err=as_json)
+    _finish(result.to_json(), as_json)
+    if result.failed:
+        raise typer.Exit(2)
+
+
+@app.command()
 def probe(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) -> None:
     """Measure frozen features: linear probe and nearest neighbours on labelled images."""
     from vitp.commands.probe import probe as run

@@ -70,6 +70,12 @@ class View:
     positive: tuple[bool, bool, bool]
     lengths: tuple[int, int, int]
 
+    def stored(self, shown: NDArray[Any]) -> NDArray[Any]:
+        """Pictures of all slices, [slices, H, W], as the array they were cut from; a view of them, not a copy."""
+        same = (self.positive[0], not self.positive[1], not self.positive[2])  # as `picture_slice` turned them
+        first, second, third = (slice(None, None, 1 if kept else -1) for kept in same)
+        return shown[first, second, third].transpose(np.argsort(self.axes))
+
 
 def read_nifti(path: Path, config: NiftiConfig, max_pixels: int = MAX_PIXELS) -> NiftiSlice:
     """Read one slice as uint8 [3, H, W] (numpy).

@@ -18,7 +18,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -44,7 +44,6 @@ from vitp.images.levels import (  # fmt: skip
 )
 
 # First bytes -> GDAL driver and Pillow format. No other driver is tried: some follow references to other files.
-# First bytes -> GDAL's driver and Pillow's format.
 _KINDS = {
     b"II*\0": ("GTiff", "TIFF"), b"MM\0*": ("GTiff", "TIFF"), b"II+\0": ("GTiff", "TIFF"), b"MM\0+": ("GTiff", "TIFF"),
     b"\x89PNG": ("PNG", "PNG"), b"\0\0\0\x0c": ("JP2OpenJPEG", "JPEG2000"), b"\xff\x4f\xff\x51": ("JP2OpenJPEG", "JPEG2000"),
@@ -96,10 +95,11 @@ class Raster:
     window: Window  # what was read of it
     crs: str | None  # WKT
     transform: tuple[float, ...] | None  # a, b, c, d, e, f: x = a column + b row + c, y = d column + e row + f
+    valid: NDArray[np.bool_]  # [H, W]
 
 
 @dataclass(frozen=True, eq=False)
-class _Stored:
+class Stored:
     """What a reader hands over: values [B, H, W] of the chosen bands and where they are valid, [H, W]."""
 
     values: NDArray[Any]
@@ -119,27 +119,27 @@ def read_raster(path: Path, config: RasterConfig, window: Window | None = None, 
             have; complex values; inks instead of colours.
         MissingExtraError: rasterio is not installed, and Pillow cannot read this file unchanged.
     """
-    driver, pillow_format = _kind(path)
+    driver, pillow_format = raster_kind(path)
     # Without the import: a broken installation of rasterio must be told, not worked around
     if importlib.util.find_spec("rasterio") is not None:
         stored = _read_with_rasterio(path, driver, config, window, max_pixels)
     else:
         stored = _read_with_pillow(path, pillow_format, config, window, max_pixels)
-    return _picture(stored, config, path)
+    return to_picture(stored, config, path)
 
 
 def raster_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels as `read_raster` gives them, from the header alone; raises what it raises."""
-    driver, pillow_format = _kind(path)
+    driver, pillow_format = raster_kind(path)
     if importlib.util.find_spec("rasterio") is None:
         with _pillow_opened(path, pillow_format) as image:
             return image.width, image.height
     with rasterio_opened(path, driver) as dataset:
         height, width = int(dataset.height), int(dataset.width)
-        return (height, width) if _orientation(path, dataset) >= 5 else (width, height)
+        return (height, width) if tiff_orientation(path, dataset) >= 5 else (width, height)
 
 
-def _picture(stored: _Stored, config: RasterConfig, path: Path) -> Raster:
+def to_picture(stored: Stored, config: RasterConfig, path: Path) -> Raster:
     """Scale the bands and lay them out as RGB."""
     valid = stored.valid.copy()
     bands: list[NDArray[Any]] = list(stored.values)
@@ -162,13 +162,11 @@ def _picture(stored: _Stored, config: RasterConfig, path: Path) -> Raster:
             limits.append(percentile_limits(band[valid], scaling or PercentileScaling()))
     channels = [to_levels(band, limit, valid) for band, limit in zip(bands, limits, strict=True)]
     pixels = np.stack(channels if len(channels) == 3 else channels * 3)
-    invalid = int(valid.size - np.count_nonzero(valid))
-    return Raster(
-        pixels, invalid, tuple(limits), stored.bands, stored.size, stored.window, stored.crs, stored.transform
-    )
+    invalid, where = int(valid.size - np.count_nonzero(valid)), (stored.crs, stored.transform)
+    return Raster(pixels, invalid, tuple(limits), stored.bands, stored.size, stored.window, *where, valid)
 
 
-def _kind(path: Path) -> tuple[str, str]:
+def raster_kind(path: Path) -> tuple[str, str]:
     """GDAL's driver and Pillow's format, by the file's first bytes."""
     with open_file(path) as stream:
         kind = _KINDS.get(stream.read(4))
@@ -182,11 +180,8 @@ def _checked_window(window: Window | None, size: tuple[int, int], max_pixels: in
     """The window to read; all of the image where none is asked for."""
     height, width = size
     part = window or Window(0, 0, height, width)
-    if min(part.row, part.column) < 0 or min(part.height, part.width) < 1:
-        inside = False
-    else:
-        inside = part.row + part.height <= height and part.column + part.width <= width
-    if not inside:
+    inside = part.row + part.height <= height and part.column + part.width <= width
+    if not inside or min(part.row, part.column) < 0 or min(part.height, part.width) < 1:
         found = f"has {height} rows and {width} columns, and the window {tuple(part)} reaches outside"
         raise ImageError("image-window", found, "choose row, column, height and width inside the image", str(path))
     if part.height * part.width > max_pixels:
@@ -227,31 +222,40 @@ def rasterio_opened(path: Path, driver: str) -> Iterator[Any]:
 
 def _read_with_rasterio(
     path: Path, driver: str, config: RasterConfig, window: Window | None, max_pixels: int
-) -> _Stored:
+) -> Stored:
     with rasterio_opened(path, driver) as dataset:
-        bands = _checked_bands(config, dataset.count, path)
-        size = (int(dataset.height), int(dataset.width))
-        part = _checked_window(window, size, max_pixels, path)
-        _refuse_unreadable(dataset, bands, config, max_pixels, path)
-        slices = ((part.row, part.row + part.height), (part.column, part.column + part.width))
-        values = dataset.read(list(bands), window=slices)  # [B, h, w]
-        valid = _valid_of(dataset, bands, config, slices, values)
-        interpretation = [color.name for color in dataset.colorinterp]
-        if config.bands is None and interpretation[0] == "palette":
-            values, valid = _unpalette(values[0], valid, dataset.colormap(1))
-        georeferenced = dataset.crs is not None or not dataset.transform.is_identity
-        transform = _moved(dataset.transform, part) if georeferenced else None
-        crs = dataset.crs.to_wkt() if dataset.crs is not None else None
-        orientation = _orientation(path, dataset)
-    if orientation > 1:
-        if window is not None:
-            found = f"is stored turned (orientation tag {orientation}), so its windows are ambiguous"
-            raise ImageError("image-window", found, "write the file upright first", str(path))
-        values = upright(torch.from_numpy(values), orientation).numpy()
-        valid = upright(torch.from_numpy(valid[None]), orientation).numpy()[0]
-        size = (values.shape[1], values.shape[2])
-        part = Window(0, 0, *size)
-    return _Stored(values, valid, bands, size, part, crs, transform)
+        stored = read_stored(dataset, config, window, max_pixels, path)
+        orientation = tiff_orientation(path, dataset)
+    if orientation == 1:
+        return stored
+    if window is not None:
+        raise turned(orientation, path)
+    values = upright(torch.from_numpy(stored.values), orientation).numpy()
+    valid = upright(torch.from_numpy(stored.valid[None]), orientation).numpy()[0]
+    return replace(stored, values=values, valid=valid, size=valid.shape, window=Window(0, 0, *valid.shape))
+
+
+def read_stored(dataset: Any, config: RasterConfig, window: Window | None, max_pixels: int, path: Path) -> Stored:
+    """A window's bands, unscaled, as they lie in the file; `path` is for messages."""
+    bands = _checked_bands(config, dataset.count, path)
+    size = (int(dataset.height), int(dataset.width))
+    part = _checked_window(window, size, max_pixels, path)
+    _refuse_unreadable(dataset, bands, config, max_pixels, path)
+    slices = ((part.row, part.row + part.height), (part.column, part.column + part.width))
+    values = dataset.read(list(bands), window=slices)  # [B, h, w]
+    valid = _valid_of(dataset, bands, config, slices, values)
+    if config.bands is None and dataset.colorinterp[0].name == "palette":
+        values, valid = _unpalette(values[0], valid, dataset.colormap(1))
+    georeferenced = dataset.crs is not None or not dataset.transform.is_identity
+    transform = _moved(dataset.transform, part) if georeferenced else None
+    crs = dataset.crs.to_wkt() if dataset.crs is not None else None
+    return Stored(values, valid, bands, size, part, crs, transform)
+
+
+def turned(orientation: int, path: Path) -> ImageError:
+    """The refusal of windows of a file that is stored turned."""
+    found = f"is stored turned (orientation tag {orientation}), so its windows are ambiguous"
+    return ImageError("image-window", found, "write the file upright first", str(path))
 
 
 def _moved(transform: Any, part: Window) -> tuple[float, ...]:
@@ -307,7 +311,7 @@ def _unpalette(
     return np.ascontiguousarray(shown[..., :3].transpose(2, 0, 1)), valid & (shown[..., 3] > 0)
 
 
-def _orientation(path: Path, dataset: Any) -> int:
+def tiff_orientation(path: Path, dataset: Any) -> int:
     """The TIFF's orientation tag, which GDAL does not give; 1 for maps, and where Pillow cannot open the file."""
     if dataset.driver != "GTiff" or dataset.crs is not None or not dataset.transform.is_identity:
         return 1
@@ -339,7 +343,7 @@ def _pillow_opened(path: Path, pillow_format: str) -> Iterator[Image.Image]:
 
 def _read_with_pillow(
     path: Path, pillow_format: str, config: RasterConfig, window: Window | None, max_pixels: int
-) -> _Stored:
+) -> Stored:
     with _pillow_opened(path, pillow_format) as image:
         size = (image.height, image.width)
         if window is not None and image.height * image.width > max_pixels:
@@ -366,7 +370,7 @@ def _read_with_pillow(
     for nodata in (declared_nodata(tags), config.nodata):
         if nodata is not None:
             valid &= (values != nodata).all(axis=0)
-    return _Stored(values, valid, bands, size, part)
+    return Stored(values, valid, bands, size, part)
 
 
 def pillow_is_faithful(image: Image.Image, stream: BinaryIO) -> bool:

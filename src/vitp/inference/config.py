@@ -1,0 +1,47 @@
+"""How `vitp predict` cuts, blends and writes."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from vitp.config import Config
+from vitp.images.read import ImageConfig
+
+
+class PredictConfig(Config):
+    """Settings of a prediction; none of them belongs to the model."""
+
+    window: int | None = Field(default=None, ge=8)  # side in the model's pixels; None: the run's own, else 512
+    overlap: float = Field(default=0.25, ge=0, le=0.75)  # share of a window; ours: seams were gone from a quarter up
+    batch_size: int | None = Field(default=None, ge=1)  # windows of a forward pass; None: by their size and the device
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms whose logits are averaged
+    flips: Literal["none", "horizontal", "all"] = "none"  # mmsegmentation flips horizontally; `all` adds the other two
+    probabilities: bool = False  # also write a band for each class
+    format: Literal["geotiff", "cog"] = "geotiff"  # of predicted GeoTIFFs; cog: cloud-optimised
+    compress: Literal["deflate", "lzw", "none"] = "deflate"  # read by every GDAL build
+    overviews: bool = True  # of GeoTIFFs larger than 512 pixels, so that viewers open them at once
+    polygons: Literal["geojson"] | None = None  # outlines of the classes but the background
+    min_polygon: int = Field(default=1, ge=1)  # pixels; smaller outlines are left out
+    preview: int = Field(default=1024, ge=0)  # longer side of the picture beside big outputs; 0: none
+    colours: list[str] | None = None  # #rrggbb of each class; None: a fixed palette
+    reader: ImageConfig | None = None  # bands, scaling, windows; None: as the run's recipe read its images
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the model; logits are blended in fp32
+
+    @field_validator("scales")
+    @classmethod
+    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if min(scales) <= 0:
+            raise ValueError(f"must be above 0, got {min(scales):g}")
+        return scales
+
+    @field_validator("colours")
+    @classmethod
+    def _colours(cls, colours: list[str] | None) -> list[str] | None:
+        strange = [colour for colour in colours or [] if re.fullmatch(r"#[0-9a-fA-F]{6}", colour) is None]
+        if strange:
+            raise ValueError(f"must be written #rrggbb, got '{strange[0]}'")
+        return colours
