@@ -36,7 +36,7 @@ from vitp.images.decode import read_rgb
 from vitp.instruction.source import Source
 from vitp.progress import Console
 from vitp.recipes import load_recipe
-from vitp.train.loop import choose_device, uses_bf16
+from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.vlm.generate import Question, answer
 from vitp.vlm.model import VisionLanguageModel
 

@@ -460,7 +460,7 @@ def recipes(
 def env() -> None:
     """Print versions and hardware, for bug reports."""
     from vitp.provenance import provenance
-    from vitp.train.loop import choose_device, uses_bf16
+    from vitp.train.loop_config import choose_device, uses_bf16
 
     device = choose_device("auto")
     facts: dict[str, Any] = {

@@ -18,7 +18,8 @@ from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.train import checkpoint as checkpoint_module
 from vitp.train.average import load_weights
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors, save_checkpoint
-from vitp.train.loop import LoopConfig, train
+from vitp.train.loop import train
+from vitp.train.loop_config import LoopConfig
 from vitp.train.optim import (
     CosineSchedule,
     LinearSchedule,

@@ -9,7 +9,7 @@ from vitp.commands.pretrain import load_run
 from vitp.errors import CheckpointError
 from vitp.images.read import ImageConfig, read_image
 from vitp.instruction.sample import IMAGE_MARK
-from vitp.train.loop import choose_device
+from vitp.train.loop_config import choose_device
 from vitp.vlm.generate import Question, answer
 
 

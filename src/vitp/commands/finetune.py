@@ -37,16 +37,8 @@ from vitp.tasks.segment import (
 )
 from vitp.tasks.segment_task import SegmentData, SegmentTask, StepData
 from vitp.train.distributed import refuse_ranks
-from vitp.train.loop import (
-    LoopConfig,
-    TrainResult,
-    check_output,
-    choose_device,
-    open_output,
-    recipe_fingerprint,
-    train,
-    uses_bf16,
-)
+from vitp.train.loop import TrainResult, check_output, open_output, recipe_fingerprint, train
+from vitp.train.loop_config import LoopConfig, choose_device, uses_bf16
 from vitp.train.task import Progress
 
 _ANY_LENGTH = 1 << 30

@@ -13,7 +13,7 @@ from vitp.instruction.mixture_sizes import measured_sizes
 from vitp.instruction.plan import PlanConfig
 from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.hardware import usable_memory
-from vitp.train.loop import choose_device, uses_bf16
+from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.optim import uses_bf16_weights
 from vitp.vlm.checkpointing import Checkpointing
 from vitp.vlm.fit import GIB, Bounds, Fitted, fit_bounds, full_pack

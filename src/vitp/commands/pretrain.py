@@ -31,14 +31,8 @@ from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.average import load_weights
 from vitp.train.checkpoint import list_checkpoints
 from vitp.train.distributed import Ranks, joined
-from vitp.train.loop import (
-    TrainResult,
-    check_output,
-    choose_device,
-    open_output,
-    train,
-    uses_bf16,
-)
+from vitp.train.loop import TrainResult, check_output, open_output, train
+from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
 from vitp.vlm.acceleration import accelerate
 from vitp.vlm.build import assemble, tokenizer_of

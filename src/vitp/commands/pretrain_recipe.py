@@ -17,7 +17,8 @@ from vitp.instruction.principles import Downstream, Modality
 from vitp.instruction.source import DESCRIPTIVE, Source, SourceConfig
 from vitp.instruction.tiling import TilingConfig
 from vitp.tasks.answering import EvaluationConfig
-from vitp.train.loop import LoopConfig, recipe_fingerprint
+from vitp.train.loop import recipe_fingerprint
+from vitp.train.loop_config import LoopConfig
 from vitp.vlm.acceleration import StepConfig
 from vitp.vlm.build import ModelConfig
 from vitp.vlm.flops import Trained

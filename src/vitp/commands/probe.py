@@ -30,7 +30,7 @@ from vitp.datasets.folder import LabelledConfig, few_shot, read_labelled, split_
 from vitp.errors import TrainingError
 from vitp.images.read import ImageConfig, read_image
 from vitp.recipes import load_recipe
-from vitp.train.loop import choose_device, uses_bf16
+from vitp.train.loop_config import choose_device, uses_bf16
 
 # L2 strengths on the mean cross-entropy, strong to weak; in scikit-learn's terms C = 1 / (images * strength)
 STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)

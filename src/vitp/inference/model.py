@@ -23,7 +23,7 @@ from vitp.datasets.volumes import VolumeFolderConfig
 from vitp.errors import CheckpointError
 from vitp.images.read import ImageConfig
 from vitp.tasks.segment import InferenceConfig, Segmenter, load_change, load_segmenter
-from vitp.train.loop import choose_device, uses_bf16
+from vitp.train.loop_config import choose_device, uses_bf16
 
 Flips = Literal["none", "horizontal", "all"]
 _FLIPS: dict[Flips, tuple[tuple[int, ...], ...]] = {

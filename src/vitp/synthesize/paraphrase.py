@@ -254,7 +254,7 @@ def load_rewriter(config: ParaphraseConfig, seed: int) -> LanguageModelRewriter:
         MissingExtraError: a GGUF file, and what reads it is not installed.
         TrainingError: CUDA was asked for and there is none.
     """
-    from vitp.train.loop import choose_device
+    from vitp.train.loop_config import choose_device
     from vitp.vlm.tiny import load_language_model
     from vitp.vlm.tokenizer import read_tokenizer
 

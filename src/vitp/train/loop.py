@@ -16,14 +16,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 from torch import nn
 
-from vitp.config import Config
 from vitp.errors import CheckpointError, OutputError, TrainingError
 from vitp.files import raise_if_unwritable, write_json, write_text
 from vitp.heads.layers import synchronise_batch_norm
@@ -31,9 +29,8 @@ from vitp.train.average import WeightAverage
 from vitp.train.distributed import Ranks
 from vitp.train.feeding import Feeding, batches
 from vitp.train.hardware import dense_peak
+from vitp.train.loop_config import LoopConfig, choose_device, uses_bf16
 from vitp.train.optim import (
-    CosineSchedule,
-    ScheduleConfig,
     build_optimizer,
     freeze,
     lr_factor,
@@ -42,46 +39,9 @@ from vitp.train.optim import (
     uses_bf16_weights,
 )
 from vitp.train.saver import open_saver
-from vitp.train.strategies import StrategyName, choose_strategy, local_part
+from vitp.train.strategies import choose_strategy, local_part
 from vitp.train.task import Observation, Progress, StepBatch, Task
 from vitp.train.trackers import SilentTracker, Tracker
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class LoopConfig(Config):
-    """What every training run sets, whatever its task."""
-
-    steps: int = Field(default=8000, ge=1)  # released scripts; plateau in paper Fig. 5
-    seed: int = Field(default=42, ge=0, lt=2**63)  # the released trainer's default
-    warmup: float = Field(default=0.2, ge=0)  # released scripts: share of the steps; from 1 on: number of steps
-    weight_decay: float = Field(default=0.01, ge=0)  # released scripts
-    warmup_from: float | None = Field(default=None, ge=0, le=1)  # factor of the first step; None: 1 / warm-up steps
-    schedule: ScheduleConfig = CosineSchedule()  # released scripts
-    decay_positions: bool = (
-        True  # False exempts position, class-token and level embeddings, which the released code means to
-    )
-    ema: float | None = Field(
-        default=None, gt=0, lt=1
-    )  # decay of an average of the weights, the one scored and exported
-    decay_vectors: bool = False  # True decays biases, norms and scales too, as the released optimiser does in effect
-    betas: tuple[Share, Share] = (0.9, 0.999)  # released scripts
-    eps: float = Field(default=1e-8, gt=0)  # released scripts
-    clip_norm: float = Field(default=1.0, ge=0)  # released trainer's default; 0 switches clipping off
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # released: bf16; auto takes it where the hardware has it
-    # With bf16: fp32 weights under autocast, or bf16 weights with fp32 copies in the optimiser, as the released trainer
-    # (DeepSpeed). Copies halve the activations; auto takes them on one GPU (docs/performance.md)
-    weights: Literal["auto", "fp32", "bf16_master"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    strategy: StrategyName = "auto"  # how many ranks share the work; auto: ddp, since states of 1 B parameters fit
-    workers: int | None = Field(
-        default=None, ge=0
-    )  # a rank; None: its share of the cores less one, at most 8 (released: 8)
-    worker_timeout: float = Field(default=1800.0, ge=0)  # ours: seconds a step may be waited for; 0: for ever
-    log_every: int = Field(default=10, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    keep_last: int = Field(default=2, ge=1)
-    max_skipped_share: float = Field(default=0.05, ge=0, le=1)  # stop when more of the samples were unusable
 
 
 @dataclass(frozen=True)
@@ -101,27 +61,6 @@ def _feeding(config: LoopConfig, device: torch.device, ranks: Ranks) -> Feeding:
     if workers is None:
         workers = max(0, min(8, (os.cpu_count() or 1) // ranks.local_size - 1))
     return Feeding(workers, config.worker_timeout, pin_memory=device.type == "cuda")
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one, else the CPU.
-
-    Raises:
-        TrainingError: CUDA was asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("device: cuda was asked for but torch sees no GPU here; say device: cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """`auto` is bf16 on GPUs that have it and on CPUs with AVX512-BF16 or AMX instructions, else fp32."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(bool(probe()) for probe in probes if probe is not None)
 
 
 MARKER = ".vitp-run"  # stands in every folder vitp made for a run; nothing else is ever overwritten or resumed
