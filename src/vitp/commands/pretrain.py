@@ -204,15 +204,15 @@ def _pretrain(
     splits = ranks.together(lambda: find_splits(whole, numbers, out / HELD_OUT if resumed else None))
     sources, held = parted(whole, splits)
     asked = [*held, *others]
-    begun = None
+    first = None
     if not resumed:
-        begun = ranks.together(
+        first = ranks.together(
             lambda: _begin(config, sources, asked, report, overwrite, ranks, say) if report is not None else None
         )
         ranks.lead(lambda: write_splits(out / HELD_OUT, whole, splits) if splits else None)
         ranks.see_the_same_folder(out)
     # The other ranks' weights are those of rank 0, which the loop hands out.
-    begun = begun or ranks.together(lambda: _join(config, sources, asked, ranks, say))
+    begun = ranks.together(lambda: first or _join(config, sources, asked, ranks, say))
     fitting = ranks.lead(lambda: begun.fitting or _fitted(begun.task, config, ranks, True, say))
     task = begun.task
     task.builder.plan = fitting.plan
