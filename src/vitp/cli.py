@@ -457,6 +457,50 @@ def recipes(
 
 
 @app.command()
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="Show this data set in full.")] = None,
+    root: Annotated[Path | None, typer.Option("--root", help="Say what is missing in this folder of it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the paper's benchmarks, what each needs and how it is prepared; check a folder of one before training.
+
+    Exit code 2 where something is missing.
+    """
+    from vitp.commands.datasets import datasets as run
+
+    if name is not None and root is not None:
+        _say("reading every label; of a large data set that takes minutes")
+    shown = run(name, root)
+    for line in shown.lines():
+        typer.echo(line, err=as_json)
+    _finish(shown.to_json(), as_json)
+    if shown.folder is not None and not shown.folder.complete:
+        raise typer.Exit(2)
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="A data set of `vitp datasets`.")],
+    source: Annotated[Path, typer.Argument(help="Folder of the data set as distributed.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    tile: Annotated[int | None, typer.Option("--tile", min=8, help="Side of the tiles; default as released.")] = None,
+    overlap: Annotated[int | None, typer.Option("--overlap", min=0, help="Pixels that tiles share.")] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="That cut and write.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Cut and translate a benchmark for its recipe. Given again, it goes on; nothing is overwritten."""
+    from vitp.commands.prepare import prepare as run
+    from vitp.progress import Console
+
+    with Console().bar("prepare", "images") as bar:
+        result = run(name, source, out, tile=tile, overlap=overlap, threads=threads, progress=bar)
+    for line in result.lines():
+        typer.echo(line, err=as_json)
+    _say(f"next: vitp datasets {name} --root {out}")
+    _finish(result.to_json(), as_json)
+
+
+@app.command()
 def env() -> None:
     """Print versions and hardware, for bug reports."""
     from vitp.provenance import provenance
