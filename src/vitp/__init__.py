@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
     from vitp.commands.index import index
-<<<<<<< HEAD
     from vitp.commands.predict import predict
-=======
     from vitp.commands.prepare import prepare
->>>>>>> f0f263975c4071eb60a59c73ce08c6a3fe9c6d56
     from vitp.commands.pretrain import load_run, pretrain
     from vitp.commands.probe import probe
     from vitp.commands.sweep import sweep
@@ -40,11 +37,8 @@ _HOMES = {
     "index": "vitp.commands.index",
     "load_backbone": "vitp.backbone.vit",
     "load_run": "vitp.commands.pretrain",
-<<<<<<< HEAD
     "predict": "vitp.commands.predict",
-=======
     "prepare": "vitp.commands.prepare",
->>>>>>> f0f263975c4071eb60a59c73ce08c6a3fe9c6d56
     "pretrain": "vitp.commands.pretrain",
     "probe": "vitp.commands.probe",
     "sweep": "vitp.commands.sweep",
@@ -63,11 +57,8 @@ __all__ = [
     "index",
     "load_backbone",
     "load_run",
-<<<<<<< HEAD
     "predict",
-=======
     "prepare",
->>>>>>> f0f263975c4071eb60a59c73ce08c6a3fe9c6d56
     "pretrain",
     "probe",
     "sweep",

@@ -19,9 +19,9 @@ from vitp.demo.keys import Dice
 from vitp.errors import CheckpointError, MissingExtraError
 from vitp.instruction.check import check_sources
 from vitp.instruction.source import Source, SourceConfig
-from vitp.synthesize import paraphrase
-from vitp.synthesize.guard import REASONS, is_fixed
-from vitp.synthesize.paraphrase import ParaphraseConfig, Progress, Wanted, choose, find_model, load_rewriter, tidy
+from vitp.synthesis import paraphrase
+from vitp.synthesis.guard import REASONS, is_fixed
+from vitp.synthesis.paraphrase import ParaphraseConfig, Progress, Wanted, choose, find_model, load_rewriter, tidy
 from vitp.vlm.tiny import LanguageModelConfig, build_language_model
 from vitp.vlm.tokenizer import build_tokenizer
 

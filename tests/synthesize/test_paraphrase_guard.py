@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitp.synthesize.guard import REASONS, ClassNames, is_fixed, refusal
+from vitp.synthesis.guard import REASONS, ClassNames, is_fixed, refusal
 
 NAMES = ClassNames(["ship", "ships", "harbor", "harbors", "tennis court", "tennis courts", "court", "courts"])
 NOUNS = ("ship", "ships", "harbors", "tennis courts", "courts")

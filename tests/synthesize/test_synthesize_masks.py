@@ -15,7 +15,7 @@ from tests.synthesize.labelsets import match, picture, questions, run
 
 from vitp.errors import DataError
 from vitp.instruction.grammar import parse_boxes
-from vitp.synthesize import phrases as say
+from vitp.synthesis import phrases as say
 
 NAMES = {0: "background", 7: "water", 9: "forest", 20: "buildings"}
 H, W = 120, 144  # no multiple of 7; both of 3, 4 and 8

@@ -13,8 +13,8 @@ from tests.synthesize.labelsets import CLASSES, coco_document, match, picture, q
 
 from vitp.instruction.grammar import parse_boxes
 from vitp.instruction.quads import normalise_quad, parse_quads
-from vitp.synthesize import phrases as say
-from vitp.synthesize.words import Words
+from vitp.synthesis import phrases as say
+from vitp.synthesis.words import Words
 
 SINGULAR = {"ships": "ship", "storage tanks": "storage tank", "harbors": "harbor", "vehicles": "vehicle"}
 BOXES = list[tuple[float, float, float, float]]

@@ -17,7 +17,7 @@ from vitp.instruction.check import check_sources
 from vitp.instruction.grammar import parse_boxes
 from vitp.instruction.quads import parse_quads
 from vitp.instruction.source import Source, SourceConfig
-from vitp.synthesize import phrases as say
+from vitp.synthesis import phrases as say
 
 LOVEDA = {1: "background", 2: "building", 3: "road", 4: "water", 5: "barren", 6: "forest", 7: "agriculture"}
 POTSDAM = {1: "impervious ground", 2: "building", 3: "low vegetation", 4: "tree", 5: "car", 6: "clutter"}

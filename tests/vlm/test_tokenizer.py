@@ -163,7 +163,7 @@ def test_a_damaged_gguf_file_is_one_sentence(content: bytes | None, tmp_path: Pa
 def test_a_gguf_file_is_read_as_one_and_a_file_of_another_kind_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitp.synthesize.paraphrase.find_spec", lambda name: object())
+    monkeypatch.setattr("vitp.synthesis.paraphrase.find_spec", lambda name: object())
     file = tmp_path / "small.gguf"
     assert split_gguf("Qwen/Qwen2.5-0.5B-Instruct") == ("Qwen/Qwen2.5-0.5B-Instruct", None)
     assert split_gguf(str(tmp_path)) == (str(tmp_path), None)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from vitp.errors import DataError
 from vitp.recipes import load_recipe
-from vitp.synthesize.ask import Interviewer
-from vitp.synthesize.config import SynthesizeConfig
-from vitp.synthesize.detect import read
-from vitp.synthesize.labels import LabelledImage, LabelledSet
-from vitp.synthesize.paraphrase import ParaphraseConfig, Rewriter, find_model, load_rewriter
-from vitp.synthesize.reword import Interview, Reworded, Spoken, class_forms, reword
-from vitp.synthesize.words import Words
-from vitp.synthesize.write import check_target, make_record, write_records
+from vitp.synthesis.ask import Interviewer
+from vitp.synthesis.config import SynthesizeConfig
+from vitp.synthesis.detect import read
+from vitp.synthesis.labels import LabelledImage, LabelledSet
+from vitp.synthesis.paraphrase import ParaphraseConfig, Rewriter, find_model, load_rewriter
+from vitp.synthesis.reword import Interview, Reworded, Spoken, class_forms, reword
+from vitp.synthesis.words import Words
+from vitp.synthesis.write import check_target, make_record, write_records
 
 __all__ = ["SynthesizeConfig", "SynthesizeResult", "synthesize"]
 

@@ -14,7 +14,7 @@ from vitp.datasets.catalog import SSDD
 from vitp.datasets.prepare import Piece, Preparation, copy_file, require_folders, save_png
 from vitp.errors import DataError
 from vitp.images.read import ImageConfig, image_size
-from vitp.synthesize.json_lines import Entries, read_json
+from vitp.synthesis.json_lines import Entries, read_json
 
 _CORNERS = 3  # of a polygon, at least
 

@@ -107,7 +107,7 @@ def split_gguf(path: str) -> tuple[str, str | None]:
     """
     if not path.lower().endswith(".gguf") or not Path(path).is_file():
         return path, None
-    from vitp.synthesize.paraphrase import find_model
+    from vitp.synthesis.paraphrase import find_model
 
     folder, name = find_model(Path(path))
     return str(folder), name

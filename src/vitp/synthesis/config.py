@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from vitp.config import Config
-from vitp.synthesize.paraphrase import ParaphraseConfig
+from vitp.synthesis.paraphrase import ParaphraseConfig
 
 Format = Literal["coco", "dota", "voc", "folders", "masks", "change", "captions"]
 Task = Literal[

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.errors import DataError
-from vitp.synthesize.labels import read_label_text
+from vitp.synthesis.labels import read_label_text
 
 
 def read_json(path: Path) -> Any:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from vitp.synthesize.config import Task
-from vitp.synthesize.guard import ClassNames, is_fixed, refusal
-from vitp.synthesize.labels import LabelledImage
-from vitp.synthesize.paraphrase import ParaphraseConfig, Progress, Rewriter, Wanted
-from vitp.synthesize.words import Asked, Draw, Words
+from vitp.synthesis.config import Task
+from vitp.synthesis.guard import ClassNames, is_fixed, refusal
+from vitp.synthesis.labels import LabelledImage
+from vitp.synthesis.paraphrase import ParaphraseConfig, Progress, Rewriter, Wanted
+from vitp.synthesis.words import Asked, Draw, Words
 
 # Their answers have a form (boxes, lists, maps, one of the options) that the question must go on asking for. The task
 # decides and not the answer: were "Locate every ship." reworded only where there is none, the wording would tell.

@@ -7,16 +7,16 @@ from functools import partial
 
 from vitp.demo.keys import Dice
 from vitp.instruction.wording import listed, with_article
-from vitp.synthesize import ask_change, ask_masks, ask_objects
-from vitp.synthesize import phrases as say
-from vitp.synthesize.ask_change import ChangeFacts
-from vitp.synthesize.ask_masks import MaskFacts
-from vitp.synthesize.ask_objects import ObjectFacts
-from vitp.synthesize.config import SynthesizeConfig, Task
-from vitp.synthesize.detect import word
-from vitp.synthesize.labels import LabelledImage, LabelledSet
-from vitp.synthesize.rasters import class_names, read_changed, read_classes
-from vitp.synthesize.words import Asked, Draw, Words, sentence
+from vitp.synthesis import ask_change, ask_masks, ask_objects
+from vitp.synthesis import phrases as say
+from vitp.synthesis.ask_change import ChangeFacts
+from vitp.synthesis.ask_masks import MaskFacts
+from vitp.synthesis.ask_objects import ObjectFacts
+from vitp.synthesis.config import SynthesizeConfig, Task
+from vitp.synthesis.detect import word
+from vitp.synthesis.labels import LabelledImage, LabelledSet
+from vitp.synthesis.rasters import class_names, read_changed, read_classes
+from vitp.synthesis.words import Asked, Draw, Words, sentence
 
 _ATTEMPTS = 4  # at one question before another is tried, as in the demo
 _ROUNDS = 8  # a task is asked again, about something else, once all others had their turn

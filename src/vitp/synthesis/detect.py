@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitp.errors import ConfigError, DataError
-from vitp.synthesize.coco import find_coco, read_coco
-from vitp.synthesize.config import TASKS, Format, SynthesizeConfig
-from vitp.synthesize.folders import class_folders, find_captions, read_captions, read_folders
-from vitp.synthesize.labels import LabelledImage, LabelledSet
-from vitp.synthesize.objects import DOTA_FOLDERS, VOC_FOLDER, base_of, read_dota, read_voc
-from vitp.synthesize.rasters import CHANGE_FOLDERS, MASK_FOLDERS, class_names, read_change, read_masks
+from vitp.synthesis.coco import find_coco, read_coco
+from vitp.synthesis.config import TASKS, Format, SynthesizeConfig
+from vitp.synthesis.folders import class_folders, find_captions, read_captions, read_folders
+from vitp.synthesis.labels import LabelledImage, LabelledSet
+from vitp.synthesis.objects import DOTA_FOLDERS, VOC_FOLDER, base_of, read_dota, read_voc
+from vitp.synthesis.rasters import CHANGE_FOLDERS, MASK_FOLDERS, class_names, read_change, read_masks
 
 _READERS: dict[Format, Callable[[SynthesizeConfig], LabelledSet]] = {
     "coco": read_coco, "dota": read_dota, "voc": read_voc, "folders": read_folders, "masks": read_masks,

@@ -9,9 +9,9 @@ from pathlib import Path
 from vitp.errors import OutputError
 from vitp.files import text_stream
 from vitp.instruction.sample import IMAGE_MARK
-from vitp.synthesize.config import Format
-from vitp.synthesize.labels import LabelledImage
-from vitp.synthesize.words import Asked
+from vitp.synthesis.config import Format
+from vitp.synthesis.labels import LabelledImage
+from vitp.synthesis.words import Asked
 
 
 def make_record(

@@ -12,9 +12,9 @@ from vitp.errors import DataError
 from vitp.instruction.grammar import GrammarError, parse_boxes
 from vitp.instruction.records import RESERVED
 from vitp.instruction.sample import IMAGE_MARK
-from vitp.synthesize.config import SynthesizeConfig
-from vitp.synthesize.json_lines import Entries, read_json
-from vitp.synthesize.labels import (
+from vitp.synthesis.config import SynthesizeConfig
+from vitp.synthesis.json_lines import Entries, read_json
+from vitp.synthesis.labels import (
     SUFFIXES,
     LabelledImage,
     LabelledSet,
@@ -23,7 +23,7 @@ from vitp.synthesize.labels import (
     read_label_text,
     relative,
 )  # fmt: skip
-from vitp.synthesize.objects import base_of
+from vitp.synthesis.objects import base_of
 
 _STRUCTURE = {
     "a", "b", "label", "labels", "images", "image", "img", "imgs", "masks", "mask", "annotations", "ann_dir", "img_dir",

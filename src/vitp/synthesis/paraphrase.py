@@ -2,7 +2,7 @@
 
 The model sees one text at a time and never the answer or the image. Chance belongs to (seed, text, step), so a text is
 reworded in the same way whatever stands beside it in the batch, but for rounding. What comes back is judged by
-`vitp.synthesize.guard`.
+`vitp.synthesis.guard`.
 """
 
 from __future__ import annotations

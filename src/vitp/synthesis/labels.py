@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from vitp.errors import DataError
-from vitp.synthesize.config import Format
+from vitp.synthesis.config import Format
 
 Corners = tuple[float, float, float, float, float, float, float, float]  # x1, y1, ..., x4, y4 in pixels
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})

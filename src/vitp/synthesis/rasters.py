@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vitp.errors import DataError
-from vitp.synthesize.config import SynthesizeConfig
-from vitp.synthesize.json_lines import read_json
-from vitp.synthesize.labels import SUFFIXES, LabelledImage, LabelledSet, find_size, relative
-from vitp.synthesize.objects import base_of
+from vitp.synthesis.config import SynthesizeConfig
+from vitp.synthesis.json_lines import read_json
+from vitp.synthesis.labels import SUFFIXES, LabelledImage, LabelledSet, find_size, relative
+from vitp.synthesis.objects import base_of
 
 # (images, masks): the usual names of the two folders.
 MASK_FOLDERS = (

@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from vitp.errors import DataError
-from vitp.synthesize.config import SynthesizeConfig
-from vitp.synthesize.json_lines import Entries, read_json
-from vitp.synthesize.labels import (
+from vitp.synthesis.config import SynthesizeConfig
+from vitp.synthesis.json_lines import Entries, read_json
+from vitp.synthesis.labels import (
     LabelledImage,
     LabelledObject,
     LabelledSet,

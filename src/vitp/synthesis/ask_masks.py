@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from vitp.demo.keys import Dice
 from vitp.instruction.grammar import Box, normalise, print_boxes
 from vitp.instruction.wording import edges, fraction, half_with, listed, ninth, part_of, percent, with_article
-from vitp.synthesize import phrases as say
-from vitp.synthesize.config import Task
-from vitp.synthesize.rasters import NO_CLASS
-from vitp.synthesize.words import Asked, Draw, Words, sentence
+from vitp.synthesis import phrases as say
+from vitp.synthesis.config import Task
+from vitp.synthesis.rasters import NO_CLASS
+from vitp.synthesis.words import Asked, Draw, Words, sentence
 
 PRESENT = 0.02  # share of the image from which a class is surely noticed, as in the demo
 _LISTED, _UNSURE = 0.1, 0.06  # share of a part from which a class is named; from the second on it might be

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from vitp.demo.keys import Dice
 from vitp.instruction.wording import ninth, part_of, percent
-from vitp.synthesize import phrases as say
-from vitp.synthesize.ask_masks import GRIDS
-from vitp.synthesize.config import Task
-from vitp.synthesize.words import Asked, Draw
+from vitp.synthesis import phrases as say
+from vitp.synthesis.ask_masks import GRIDS
+from vitp.synthesis.config import Task
+from vitp.synthesis.words import Asked, Draw
 
 _CHANGED, _SAME = 0.02, 0.005  # ours: share of a part from which it is changed; up to which it is the same
 

@@ -15,10 +15,10 @@ from vitp.instruction import wording
 from vitp.instruction.grammar import Box, normalise, print_boxes
 from vitp.instruction.quads import Quad, normalise_quad, print_quads
 from vitp.instruction.wording import listed, ninth, third, with_article
-from vitp.synthesize import phrases as say
-from vitp.synthesize.config import Task
-from vitp.synthesize.labels import LabelledImage, LabelledObject
-from vitp.synthesize.words import Asked, Draw, Words, sentence
+from vitp.synthesis import phrases as say
+from vitp.synthesis.config import Task
+from vitp.synthesis.labels import LabelledImage, LabelledObject
+from vitp.synthesis.words import Asked, Draw, Words, sentence
 
 MOST_COUNTED = 12  # as in the demo: more than a dozen is not counted at a glance
 MOST_BOXES = 6  # as in the demo

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from vitp.errors import DataError
-from vitp.synthesize.config import SynthesizeConfig
-from vitp.synthesize.labels import (
+from vitp.synthesis.config import SynthesizeConfig
+from vitp.synthesis.labels import (
     SUFFIXES,
     Corners,
     LabelledImage,
@@ -21,7 +21,7 @@ from vitp.synthesize.labels import (
     read_label_text,
     relative,
 )  # fmt: skip
-from vitp.synthesize.xml_lines import Node, read_xml
+from vitp.synthesis.xml_lines import Node, read_xml
 
 DOTA_FOLDERS = ("labelTxt", "labelTxt-v1.0", "labelTxt-v1.5", "labelTxt-v2.0", "labels/labelTxt")
 VOC_FOLDER, VOC_IMAGES = "Annotations", "JPEGImages"

@@ -9,7 +9,7 @@ from typing import get_args
 
 from vitp.demo.keys import Dice
 from vitp.instruction.wording import NUMBERS
-from vitp.synthesize.config import Task
+from vitp.synthesis.config import Task
 
 _SAME = frozenset({"aircraft", "sheep", "fish", "deer", "scissors", "skis", "offspring", "series", "species"})
 _ODD = {"person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "knife": "knives",
