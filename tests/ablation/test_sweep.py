@@ -197,7 +197,7 @@ def test_one_failing_point_does_not_lose_the_others(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, out = tmp_path / "missing.safetensors", tmp_path / "out"
-    arguments = ["pretrain", str(place / "recipe.yaml"), "--sweep", f"weights={missing},null", f"out={out}", "--json"]
+    arguments = ["pretrain", str(place / "recipe.yaml"), "--sweep", f"tower.weights={missing},null", f"out={out}", "--json"]
     monkeypatch.setattr(sys, "argv", ["vitp", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -206,8 +206,8 @@ def test_one_failing_point_does_not_lose_the_others(
     found = json.loads(captured.out.splitlines()[-1])
     assert found["failed"] == 1
     assert [p["state"] for p in found["points"]] == ["failed", "done"]
-    assert "no such weights file" in found["points"][0]["error"]
-    assert f"{missing}: no such weights file" in captured.err
+    assert "no such file or folder" in found["points"][0]["error"]
+    assert f"{missing}: no such file or folder" in captured.err
     assert "1 failed" in captured.err
     assert "no such weights file" in (out / "sweep.html").read_text()
 
