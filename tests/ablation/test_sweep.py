@@ -197,7 +197,14 @@ def test_one_failing_point_does_not_lose_the_others(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing, out = tmp_path / "missing.safetensors", tmp_path / "out"
-    arguments = ["pretrain", str(place / "recipe.yaml"), "--sweep", f"tower.weights={missing},null", f"out={out}", "--json"]
+    arguments = [
+        "pretrain",
+        str(place / "recipe.yaml"),
+        "--sweep",
+        f"tower.weights={missing},null",
+        f"out={out}",
+        "--json",
+    ]
     monkeypatch.setattr(sys, "argv", ["vitp", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -79,7 +79,9 @@ def test_the_released_layout_holds_every_tensor_and_comes_back(run: Path, tmp_pa
     for name, tensor in load_run(run)[0].tower.state_dict().items():
         assert torch.equal(backbone.vit.state_dict()[name], tensor), name
     assert backbone.config.heads == 3  # not what heads of 64 channels would give: the metadata knows
-    assert float(read_metadata(result.weights)["max_abs_difference"]) == pytest.approx(result.max_abs_difference, rel=1e-5)
+    assert float(read_metadata(result.weights)["max_abs_difference"]) == pytest.approx(
+        result.max_abs_difference, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("which", ["run", "other_run"])

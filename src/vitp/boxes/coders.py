@@ -58,7 +58,9 @@ class MidpointOffsetCoder(Config):
 
     The six offsets are those of the circumscribed box, then how far along its top side the topmost corner lies and how far
     down its right side the rightmost one does, from the middle and in parts of the side. Corners that tie within 0.1
-    pixels count as one place, the larger coordinate taken: so an upright box has both offsets at one half.
+    pixels count as one place, the larger coordinate taken: so an upright box has both offsets at one half. A long box that
+    leans by less than that at its short side ties there alone; it is taken as upright, too (in the released code the
+    other side then names the same corner, and the box collapses to a line).
     """
 
     stds: Six = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # reference 7.1
@@ -70,10 +72,11 @@ class MidpointOffsetCoder(Config):
         around = to_xyxy(truth)
         gx, gy, gw, gh = _centre_size(around)
         x, y = corners.unbind(-1)  # [..., 4]
-        topmost = x.masked_fill(y - y.amin(-1, keepdim=True) > _TIE, -torch.inf).amax(-1)
-        rightmost = y.masked_fill(x.amax(-1, keepdim=True) - x > _TIE, -torch.inf).amax(-1)
-        alpha = (topmost - gx) / gw.clamp_min(_LEAST)
-        beta = (rightmost - gy) / gh.clamp_min(_LEAST)
+        above, beside = y - y.amin(-1, keepdim=True) <= _TIE, x.amax(-1, keepdim=True) - x <= _TIE
+        upright = (above.sum(-1) > 1) | (beside.sum(-1) > 1)
+        topmost, rightmost = (a.masked_fill(~at, -torch.inf).amax(-1) for a, at in ((x, above), (y, beside)))
+        alpha = torch.where(upright, 0.5, (topmost - gx) / gw.clamp_min(_LEAST))
+        beta = torch.where(upright, 0.5, (rightmost - gy) / gh.clamp_min(_LEAST))
         plain = DeltaCoder().encode(anchors, around)
         return torch.cat((plain, alpha[..., None], beta[..., None]), -1) / truth.new_tensor(self.stds)
 
