@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor
 
+from vitp.datasets.labelled import LabelledFiles
 from vitp.datasets.labels import LabelConfig, LabelReader
 from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, band_notes, count_labels, require_valid_pixels
-from vitp.datasets.splits import Divided, SplitConfig, split_items
+from vitp.datasets.splits import SplitConfig, split_items
 from vitp.images.georeference import require_same_grid
-from vitp.images.read import ImageConfig, image_size, read_image
+from vitp.images.read import ImageConfig, read_image
 
 
 class MaskFolderConfig(SplitConfig, LabelConfig, LayoutConfig):
@@ -46,11 +46,13 @@ class MaskItem:
     group: str
 
 
-class MaskFolder(Divided):
+class MaskFolder(LabelledFiles):
     """The images of a `MaskFolderConfig`, found and split; pixels are read on demand.
 
     `train`, `val` and `test` hold indices into `items`.
     """
+
+    items: tuple[MaskItem, ...]
 
     def __init__(self, config: MaskFolderConfig) -> None:
         """Find every image and its masks.
@@ -59,7 +61,7 @@ class MaskFolder(Divided):
             DataError: no image, an image without mask, a list that is missing or names unknown images, an empty part, or
                 a group on both sides.
         """
-        self.config = config
+        self.config, self.reader = config, config.reader
         self.labels = LabelReader(config, config.root)
         self.classes = self.labels.classes
         self.items = tuple(
@@ -67,9 +69,6 @@ class MaskFolder(Divided):
             for image in find_images(config)
         )
         self.parts = split_items(self.items, config, config.root)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image uint8 [3, H, W] and class ids uint8 [H, W] (255: ignored).
@@ -80,22 +79,6 @@ class MaskFolder(Divided):
         item = self.items[index]
         image = read_image(item.image, self.config.reader)
         return image, self.read_mask(index, (image.shape[1], image.shape[2]))
-
-    def read_mask(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
-        """Class ids uint8 [H, W] of one image, all its mask files merged by the higher id (255: ignored).
-
-        Args:
-            index: into `items`.
-            size: (H, W) of the image; None reads it from the image's header.
-
-        Raises:
-            DataError: as for `read`.
-        """
-        item = self.items[index]
-        if size is None:
-            width, height = image_size(item.image, self.config.reader)
-            size = height, width
-        return torch.from_numpy(self.labels.merged(item.masks, size, item.image))
 
     def check(self, threads: int = 4) -> MaskReport:
         """Read every mask of the parts once, and the header of its image, and count pixels by class.

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor
 
+from vitp.datasets.labelled import LabelledFiles
 from vitp.datasets.labels import LabelConfig, LabelReader
 from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, band_notes, count_labels, require_valid_pixels
-from vitp.datasets.splits import Divided, SplitConfig, split_items
+from vitp.datasets.splits import SplitConfig, split_items
 from vitp.errors import DataError
 from vitp.images.georeference import require_same_grid
 from vitp.images.read import ImageConfig, image_size, read_image
@@ -61,11 +61,13 @@ class PairItem:
     group: str
 
 
-class PairFolder(Divided):
+class PairFolder(LabelledFiles):
     """The pairs of a `PairFolderConfig`, found and split; pixels are read on demand.
 
     `train`, `val` and `test` hold indices into `items`.
     """
+
+    items: tuple[PairItem, ...]
 
     def __init__(self, config: PairFolderConfig) -> None:
         """Find every pair and its labels.
@@ -74,14 +76,11 @@ class PairFolder(Divided):
             DataError: no image, a first date without second date or label, a list that is missing or names unknown images,
                 an empty part, or a group on both sides.
         """
-        self.config = config
+        self.config, self.reader = config, config.reader
         self.labels = LabelReader(config.meaning(), config.root, CHANGE_CLASSES)
         self.classes = self.labels.classes
         self.items = tuple(self._find(image) for image in find_images(config))
         self.parts = split_items(self.items, config, config.root)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def _find(self, image: Path) -> PairItem:
         config = self.config
@@ -101,18 +100,6 @@ class PairFolder(Divided):
         if before.shape != after.shape:
             raise _other_size(item, (before.shape[2], before.shape[1]), (after.shape[2], after.shape[1]))
         return before, after, self.read_mask(index, (before.shape[1], before.shape[2]))
-
-    def read_mask(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
-        """Class ids uint8 [H, W] of one pair; `size` (H, W) of the first date is read from its header where it is None.
-
-        Raises:
-            DataError: as for `read`.
-        """
-        item = self.items[index]
-        if size is None:
-            width, height = image_size(item.image, self.config.reader)
-            size = height, width
-        return torch.from_numpy(self.labels.merged(item.masks, size, item.image))
 
     def check(self, threads: int = 4) -> MaskReport:
         """Read every label and the headers of both dates once, and count pixels by class.

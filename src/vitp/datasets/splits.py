@@ -69,7 +69,11 @@ class Parts:
 class Divided:
     """Images and their parts: what every data set of dense tasks is."""
 
-    parts: Parts  # indices of the images
+    items: Sequence[Item]
+    parts: Parts  # indices of the items
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     @property
     def train(self) -> list[int]:

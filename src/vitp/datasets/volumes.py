@@ -107,6 +107,8 @@ class VolumeFolder(Divided):
     `train`, `val` and `test` hold indices into `items`, the slices of all `volumes` one after the other.
     """
 
+    items: tuple[SliceItem, ...]
+
     def __init__(self, config: VolumeFolderConfig, threads: int = 4) -> None:
         """Find every volume and its labels, and read the headers; with `empty_slices` below 1 the training labels too.
 
@@ -137,9 +139,6 @@ class VolumeFolder(Divided):
             kept = self._thin(threads)
             self.thinned = len(self.parts.train) - len(kept)
             self.parts = Parts(kept, self.parts.val, self.parts.test)
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """A slice, uint8 [3, H, W], and its class ids, uint8 [H, W] (255: ignored).

@@ -38,7 +38,7 @@ from vitp.train.optim import (
     to_bf16_weights,
     uses_bf16_weights,
 )
-from vitp.train.saver import open_saver
+from vitp.train.saver import saver_for
 from vitp.train.strategies import choose_strategy, local_part
 from vitp.train.task import Observation, Progress, StepBatch, Task
 from vitp.train.trackers import SilentTracker, Tracker
@@ -317,7 +317,7 @@ def train(
     run = _Run(task, config, out, schedule_starts, ranks)
     fingerprint = json.loads(json.dumps(fingerprint or {}))
     start, loss, total = 0, math.nan, {"samples": 0.0, "skipped": 0.0, "seconds": 0.0}
-    saver = open_saver(out, ranks, run.model, run.optimizer, run.strategy, config.keep_last, run.average)
+    saver = saver_for(ranks)(out, ranks, run.model, run.optimizer, run.strategy, config.keep_last, run.average)
     newest = saver.newest() if resume else None
     if newest is not None:
         state = saver.load(newest)

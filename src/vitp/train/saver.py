@@ -52,7 +52,10 @@ class Saver:
         keep: int,
         average: WeightAverage | None,
     ) -> None:
-        """A run's folder, what is saved, how it is laid out over the ranks, and how many checkpoints are kept."""
+        """A run's folder, what is saved, how it is laid out over the ranks, and how many checkpoints are kept.
+
+        `average` is kept by one process alone.
+        """
         self._out, self._ranks, self._model, self._optimizer = out, ranks, model, optimizer
         self._strategy, self._keep, self._average = strategy, keep, average
 
@@ -198,15 +201,6 @@ def _make_anew(folder: Path) -> None:
         raise CheckpointError(f"{folder} cannot be made ({error.strerror}); choose another 'out' folder") from error
 
 
-def open_saver(
-    out: Path,
-    ranks: Ranks,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    strategy: Strategy,
-    keep: int,
-    average: WeightAverage | None = None,
-) -> Saver:
-    """The saver for one process or for many; `average` is kept by one process alone."""
-    kind = Saver if ranks.alone else RankedSaver
-    return kind(out, ranks, model, optimizer, strategy, keep, average)
+def saver_for(ranks: Ranks) -> type[Saver]:
+    """The saver of one process or of many."""
+    return Saver if ranks.alone else RankedSaver
