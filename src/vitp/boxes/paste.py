@@ -1,0 +1,48 @@
+"""The masks of detections, from cells inside a box to pixels of the image."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Pasted(NamedTuple):
+    """A mask in the image: its pixels, and where their top-left corner lies."""
+
+    pixels: Tensor  # bool [h, w], of the box's part inside the image; h or w is 0 where none is
+    top: int
+    left: int
+
+
+@torch.no_grad()
+def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Pasted:
+    """The pixels whose centre has a probability of at least `threshold`, between the cells by bilinear interpolation.
+
+    Cells lie evenly in the box and beyond them it is zero, as in the released code of Mask R-CNN (He et al. 2017). A
+    box without area, or one with a number that is not finite, has no pixel. Memory is that of the box, not the image.
+
+    Args:
+        mask: probabilities [M, M].
+        box: x1, y1, x2, y2 in pixels, [4].
+        size: of the image, (H, W).
+        threshold: 0.5 is that of Mask R-CNN.
+    """
+    x1, y1, x2, y2 = map(float, box)
+    none = Pasted(torch.zeros(0, 0, dtype=torch.bool, device=mask.device), 0, 0)
+    if not (math.isfinite(x1 + y1 + x2 + y2) and x2 > x1 and y2 > y1):
+        return none
+    (top, bottom), (left, right) = (
+        (max(math.floor(low), 0), min(math.ceil(high), most))
+        for low, high, most in ((y1, y2, size[0]), (x1, x2, size[1]))
+    )
+    if bottom <= top or right <= left:
+        return none
+    y = (torch.arange(top, bottom, device=mask.device, dtype=torch.float32) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    x = (torch.arange(left, right, device=mask.device, dtype=torch.float32) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)[None]
+    values = F.grid_sample(mask.float()[None, None], grid, align_corners=False)[0, 0]
+    return Pasted(values >= threshold, top, left)
