@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitp.boxes.objects import Detections, Objects
-from vitp.metrics.matching import HIT, IGNORED, SIZES, Flags, Floats, Matches, Matching
+from vitp.metrics.matching import HIT, IGNORED, SIZES, Flags, Floats, Integers, Matches, Matching
 
 THRESHOLDS = tuple(k / 20 for k in range(10, 20))  # 0.50, 0.55, ... 0.95, as COCO's
 
@@ -97,9 +97,9 @@ def oriented_scores(classes: Sequence[str], matches: Matches, dropped: int = 0) 
         classes=tuple(classes),
         mean=OrientedNumbers(*(mean(column.tolist()) for column in table)),
         per_class=rows,
-        objects=_counts(matches.object_labels[~matches.difficult], count),
-        difficult=_counts(matches.object_labels[matches.difficult], count),
-        detections=_counts(matches.labels, count),
+        objects=counts(matches.object_labels[~matches.difficult], count),
+        difficult=counts(matches.object_labels[matches.difficult], count),
+        detections=counts(matches.labels, count),
         images=matches.images,
         dropped=dropped,
     )
@@ -121,7 +121,7 @@ def average_precision(hits: Flags, objects: int) -> tuple[float, float]:
     return float(points.mean()), float(precision[hits].sum() / objects)
 
 
-def envelope(found: NDArray[np.int64]) -> Floats:
+def envelope(found: Integers) -> Floats:
     """At each place the highest precision there or at any higher recall, from the running count of hits."""
     precision = found / np.arange(1, len(found) + 1)
     return np.maximum.accumulate(precision[::-1])[::-1]
@@ -146,25 +146,30 @@ def numbers_of(row: OrientedNumbers) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in asdict(row).items()}
 
 
-def _all(
-    matches: Matches, classes: int, threshold: float, low: float = 0.0, high: float = math.inf
+def by_class(
+    labels: Integers, outcome: NDArray[np.int8], objects: Sequence[int]
 ) -> tuple[list[float], list[float], list[float]]:
-    """(11-point, area, recall) by class."""
-    outcome = matches.outcomes(threshold, low, high)
-    objects = _counts(matches.object_labels[matches.counted(low, high)], classes)
+    """(11-point, area, recall) of each class, from labels and outcomes [D] by falling score and the objects to be found."""
     valid = np.flatnonzero(outcome != IGNORED)
-    labels = matches.labels[valid]
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(classes + 1))
+    order = np.argsort(labels[valid], kind="stable")
+    bounds = np.searchsorted(labels[valid][order], np.arange(len(objects) + 1))
     voc07, area, recall = [], [], []
-    for label in range(classes):
+    for label, count in enumerate(objects):
         hits = outcome[valid[order[bounds[label] : bounds[label + 1]]]] == HIT
-        points, surface = average_precision(hits, objects[label])
+        points, surface = average_precision(hits, count)
         voc07.append(points)
         area.append(surface)
-        recall.append(float(hits.sum()) / objects[label] if objects[label] else math.nan)
+        recall.append(float(hits.sum()) / count if count else math.nan)
     return voc07, area, recall
 
 
-def _counts(labels: NDArray[np.int64], classes: int) -> tuple[int, ...]:
+def counts(labels: Integers, classes: int) -> tuple[int, ...]:
+    """How often each class occurs in labels [N]."""
     return tuple(np.bincount(labels, minlength=classes).tolist())
+
+
+def _all(
+    matches: Matches, classes: int, threshold: float, low: float = 0.0, high: float = math.inf
+) -> tuple[list[float], list[float], list[float]]:
+    objects = counts(matches.object_labels[matches.counted(low, high)], classes)
+    return by_class(matches.labels, matches.outcomes(threshold, low, high), objects)
