@@ -21,7 +21,7 @@ from vitp.metrics.detection_report import (
     best_threshold,
     class_table,
     detection_sections,
-    error_table,
+    error_tables,
     precision_recall,
     size_table,
     text_table,
@@ -261,14 +261,15 @@ def test_tables_for_the_terminal() -> None:
     metric = _metric([(PLANE, 0, 0.9), (FAR, 0, 0.95), (SHIP, 1, 0.5)], TRUTH)
     scores = metric.scores()
     lines = text_table(class_table(scores))
-    assert lines[0].split() == ["class", "objects", "detections", "AP", "AP50", "AP75", "AR", "mAP_voc07", "mAP_area"]
-    assert lines[1].split() == ["plane", "1", "2", "50.00", "50.00", "50.00", "100.00", "50.00", "50.00"]
-    assert lines[3].split() == ["dam", "0", "0", *["-"] * 6]
-    assert lines[4].split()[:4] == ["mean", "2", "3", "75.00"]
+    assert lines[0].split() == ["class", "AP", "AP50", "AP75", "AR", "voc07", "area", "objects", "detections"]
+    assert lines[1].split() == ["plane", "50.00", "50.00", "50.00", "100.00", "50.00", "50.00", "1", "2"]
+    assert lines[3].split() == ["dam", *["-"] * 6, "0", "0"]
+    assert lines[4].split() == ["mean", *["75.00"] * 3, "100.00", "75.00", "75.00", "2", "3"]
     assert len({len(line) for line in lines}) == 1
     assert text_table(size_table(scores))[1].split() == ["plane", "-", "50.00", "-"]
-    errors = text_table(error_table(error_breakdown(CLASSES, metric.matches())))
-    assert errors[-1].split() == ["all", "3", "2", "0", "0", "0", "0", "0", "1", "2", "0", "0"]
+    errors, objects = map(text_table, error_tables(error_breakdown(CLASSES, metric.matches())))
+    assert errors[-1].split() == ["all", "3", "2", "0", "0", "0", "0", "0", "1"]
+    assert objects[-1].split() == ["all", "2", "2", "0", "0"]
     chosen = text_table(threshold_table(best_threshold(CLASSES, metric.matches())))
     assert chosen[-1].split() == ["all", "0.500", "0.800", "0.667", "1.000"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vitp.metrics.detection import SCORES, DetectionMetric, DetectionScores
-from vitp.metrics.detection_errors import KINDS, ErrorBreakdown, error_breakdown
+from vitp.metrics.detection_errors import ErrorBreakdown, error_breakdown
 from vitp.metrics.matching import HIT, IGNORED, Flags, Floats, Integers, Matches
 from vitp.metrics.oriented import curve, envelope
 from vitp.report.charts import STYLES, Curve, LineChart
@@ -20,6 +20,7 @@ Row = list[str | float | int]
 
 RECALLS = np.linspace(0, 1, 101)  # COCO's recall points
 _CURVES = (0.5, 0.75, 0.9)  # IoUs of the mean curves
+_SHORT = ("dupl.", "classif.", "local.", "both", "backgr.")  # KINDS, so that the table fits a page
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,19 @@ def best_threshold(classes: Sequence[str], matches: Matches, iou: float = 0.5) -
 
 
 def class_table(scores: DetectionScores) -> Table:
-    """Scores by class in per cent, the mean last; with masks where they are scored."""
-    shown = [name for name, field in SCORES.items() if not field.startswith("mask") or _has_masks(scores)]
-    shown = [name for name in shown if name not in ("APs", "APm", "APl")]
-    rows: list[Row] = [
-        [row.name, row.objects, row.detections, *(_percent(getattr(row, SCORES[name])) for name in shown)]
-        for row in (*scores.classes, scores.mean)
-    ]
-    return Table(
-        title="Scores by class",
-        columns=["class", "objects", "detections", *shown],
-        rows=rows,
-        caption=_caption(scores),
-        highlight_row=len(rows) - 1,
-    )
+    """Scores of boxes by class in per cent, the mean last."""
+    upright = scores.form == "upright"
+    shown = ["AP", "AP50", "AP75", "AR", "mAP_voc07", *(["mAP_area"] if upright else [])]
+    if upright:
+        kind = "AP, AP50, AP75 and AR: COCO; voc07 and area: mAP at IoU 0.5, VOC's 11 points and area under the curve"
+    else:
+        kind = "AP: area under the curve, IoU 0.50 to 0.95, exact rotated IoU; voc07: mAP at IoU 0.5, VOC's 11 points"
+    return _score_table(scores, "Scores by class", shown, kind)
+
+
+def mask_table(scores: DetectionScores) -> Table:
+    """COCO's scores of masks by class in per cent, the mean last."""
+    return _score_table(scores, "Mask scores by class", ["mask_AP", "mask_AP50", "mask_AP75"], "COCO's, of masks")
 
 
 def size_table(scores: DetectionScores) -> Table:
@@ -95,21 +95,32 @@ def size_table(scores: DetectionScores) -> Table:
     )
 
 
-def error_table(errors: ErrorBreakdown) -> Table:
-    """Kinds of errors by class, all classes last."""
-    rows: list[Row] = [
-        [row.name, row.detections, row.found, row.ignored, *row.kinds, row.objects, row.mistaken, row.missed]
-        for row in (*errors.classes, errors.total)
+def error_tables(errors: ErrorBreakdown) -> list[Table]:
+    """Detections by kind of error, and what became of the objects; by class, all classes last."""
+    every = (*errors.classes, errors.total)
+    detections: list[Row] = [[row.name, row.detections, row.found, row.ignored, *row.kinds] for row in every]
+    objects: list[Row] = [[row.name, row.objects, row.found, row.mistaken, row.missed] for row in every]
+    last = len(every) - 1
+    above = f"Of detections with a score of at least {errors.least_score:.3g}"
+    return [
+        Table(
+            title="Errors by class",
+            columns=["class", "detections", "found", "ignored", *_SHORT],
+            rows=detections,
+            caption=f"{above}, in order: duplicate, classification, localisation, both, background. Detections = found +"
+            f" ignored + the five kinds. Right place: IoU at least {errors.found_iou:g}; localisation and both: at least"
+            f" {errors.near_iou:g}.",
+            highlight_row=last,
+        ),
+        Table(
+            title="Objects found and missed",
+            columns=["class", "objects", "found", "mistaken", "missed"],
+            rows=objects,
+            caption=f"{above}. Objects = found + mistaken + missed; mistaken: not found, but a detection of another class"
+            " or in a wrong place points at it.",
+            highlight_row=last,
+        ),
     ]
-    return Table(
-        title="Errors by class",
-        columns=["class", "detections", "found", "ignored", *KINDS, "objects", "mistaken", "missed"],
-        rows=rows,
-        caption=f"Detections with a score of at least {errors.least_score:.3g}. Detections = found + ignored + the five"
-        f" kinds; objects = found + mistaken + missed. Found: IoU at least {errors.found_iou:g}; localisation and both:"
-        f" at least {errors.near_iou:g}.",
-        highlight_row=len(rows) - 1,
-    )
 
 
 def threshold_table(thresholds: ScoreThresholds) -> Table:
@@ -187,9 +198,12 @@ def detection_sections(
     if scores.dropped:
         note = f"{scores.dropped:,} detections hold a number that is not finite and were left out."
         sections.append(Text("Left out", [note]))
-    sections += [class_table(scores), size_table(scores), *precision_recall(metric.classes, matches)]
+    sections.append(class_table(scores))
+    if _has_masks(scores):
+        sections.append(mask_table(scores))
+    sections += [size_table(scores), *precision_recall(metric.classes, matches)]
     if not math.isnan(errors.ap):
-        sections += [_gain_chart(errors), error_table(errors)]
+        sections += [_gain_chart(errors), *error_tables(errors)]
     if errors.confusions:
         sections.append(_confusion_table(errors))
     chosen = threshold_table(used)
@@ -252,12 +266,23 @@ def _has_masks(scores: DetectionScores) -> bool:
     return scores.coco is not None and scores.coco.masks is not None
 
 
-def _caption(scores: DetectionScores) -> str:
-    if scores.form == "upright":
-        kind = "AP, AP50, AP75 and AR: COCO; mAP_voc07 and mAP_area: IoU 0.5, VOC's 11 points and area under the curve"
-    else:
-        kind = "AP: area under the curve, IoU 0.50 to 0.95, exact rotated IoU; mAP_voc07: IoU 0.5, VOC's 11 points"
-    return f"Per cent. {kind}. The mean is over the classes that have objects; a dash: no such object."
+def _score_table(scores: DetectionScores, title: str, shown: Sequence[str], kind: str) -> Table:
+    rows: list[Row] = [
+        [row.name, *(_percent(getattr(row, SCORES[name])) for name in shown), row.objects, row.detections]
+        for row in (*scores.classes, scores.mean)
+    ]
+    return Table(
+        title=title,
+        columns=[
+            "class",
+            *(name.removeprefix("mask_").removeprefix("mAP_") for name in shown),
+            "objects",
+            "detections",
+        ],
+        rows=rows,
+        caption=f"Per cent. {kind}. The mean is over the classes that have objects; a dash: no such object.",
+        highlight_row=len(rows) - 1,
+    )
 
 
 def _percent(value: float) -> float:
