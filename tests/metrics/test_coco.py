@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vitp.boxes.objects import Detections, Objects, no_objects
-from vitp.boxes.paste import paste_mask
+from vitp.boxes.paste import Pasted, paste_mask
 from vitp.errors import DataError
 from vitp.metrics.coco import CocoMetric, CocoNumbers
 from vitp.metrics.detection import detection_scores
@@ -237,6 +237,20 @@ def test_masks_are_pasted_as_by_the_definition(box: tuple[float, ...]) -> None:
     whole = np.zeros(SIZE, dtype=np.uint8)
     whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels.numpy()
     np.testing.assert_array_equal(whole, _pasted(mask, torch.tensor(box)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "top", "left"),
+    [((4, 5), 3, 2), ((9, 5), 0, 2), ((4, 7), 5, 0), ((9, 7), 0, 0), ((1, 1), 8, 6), ((1, 1), 0, 0), ((0, 0), 0, 0)],
+)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_runs_are_those_of_the_painted_image(shape: tuple[int, int], top: int, left: int, share: float) -> None:
+    size = (9, 7)
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < share
+    whole = np.zeros(size, dtype=np.uint8, order="F")
+    whole[top : top + shape[0], left : left + shape[1]] = pixels.numpy()
+    runs = {"size": list(size), "counts": Pasted(pixels, top, left).runs(size)}
+    assert reference_mask.frPyObjects(runs, *size) == reference_mask.encode(whole)
 
 
 @pytest.mark.parametrize(

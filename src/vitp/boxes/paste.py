@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,18 @@ class Pasted(NamedTuple):
     pixels: Tensor  # bool [h, w], of the box's part inside the image; h or w is 0 where none is
     top: int
     left: int
+
+    def runs(self, size: tuple[int, int]) -> list[int]:
+        """COCO's run lengths over the image (H, W), down its columns: off, on, off, ...; the image is not painted."""
+        high, wide = self.pixels.shape
+        gap = int(high < size[0])  # a row of nothing under each column, unless one goes on in the next
+        padded = np.zeros((wide, high + gap), dtype=np.int8)
+        padded[:, :high] = self.pixels.cpu().numpy().T
+        turns = np.flatnonzero(np.diff(padded.ravel(), prepend=0, append=0))
+        column, row = np.divmod(turns, max(high + gap, 1))
+        places = (self.left + column) * size[0] + self.top + row
+        counts: list[int] = np.diff(places, prepend=0, append=size[0] * size[1]).tolist()
+        return counts if counts[-1] else counts[:-1]
 
 
 @torch.no_grad()

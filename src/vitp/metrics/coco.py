@@ -244,10 +244,7 @@ def _guesses(found: _Found, kind: Kind) -> list[dict[str, Any]]:
 
 
 def _encode(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Rle:
-    pixels, top, left = paste_mask(mask, box, size)
-    whole = np.zeros(size, dtype=np.uint8, order="F")
-    whole[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels.numpy()
-    encoded: Rle = rle.encode(whole)
+    encoded: Rle = rle.frPyObjects({"size": list(size), "counts": paste_mask(mask, box, size).runs(size)}, *size)
     return encoded
 
 
