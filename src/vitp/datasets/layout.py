@@ -132,7 +132,7 @@ def belonging(image: Path, template: str, config: LayoutConfig, noun: str) -> tu
         DataError: there is none, or the path has not the `parts` the template asks for.
     """
     root = config.root
-    places = _places(image, config)
+    places = places_of(image, config)
     exact = root / template.format(**places)
     if exact.is_file():
         return (exact,)
@@ -160,7 +160,12 @@ def group_of(image: Path, config: LayoutConfig) -> str:
     return match.group(1)
 
 
-def _places(image: Path, config: LayoutConfig) -> dict[str, str]:
+def places_of(image: Path, config: LayoutConfig) -> dict[str, str]:
+    """What the places of a template stand for, of one image.
+
+    Raises:
+        DataError: the path has not the `parts`.
+    """
     relative = image.relative_to(config.root)
     places = {
         "stem": stem_of(image),

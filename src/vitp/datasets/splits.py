@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,30 +95,41 @@ class Divided:
         return self.parts.of(split)
 
 
-def split_items(items: Sequence[Item], config: SplitConfig, root: Path) -> Parts:
+def split_items(
+    items: Sequence[Item],
+    config: SplitConfig,
+    root: Path,
+    *,
+    known: Mapping[Split, set[int]] | None = None,
+    useless: Collection[int] = (),
+) -> Parts:
     """Divide images; no image and no group stands in training and in another part. Validation may be the test part.
 
     Args:
         items: the images.
         config: how.
         root: of the data set.
+        known: parts that need neither list nor pattern, because the data set has them written elsewhere.
+        useless: images that nothing can be learned from; they are left out of training alone.
 
     Raises:
         DataError: a list is missing or names an unknown image, a pattern matches nothing, a part is empty, or an image or
             group would be on both sides.
     """
     order = generator(config.split_seed, Purpose.MIXTURE, 0).permutation(len(items)).tolist()
-    held = _named(items, config, root, "test")
+    known = known or {}
+    held = known.get("test") or _named(items, config, root, "test")
     if held is None:
         held = _draw_groups([items[i].group for i in order], config.test_fraction, items)
-    val = _named(items, config, root, "val") or set()
-    wanted = _named(items, config, root, "train")
+    val = known.get("val") or (_named(items, config, root, "val") if not known else None) or set()
+    wanted = known.get("train") or _named(items, config, root, "train")
     if wanted is None:
         wanted = set(order) - held - val
     for other, said in ((held, "test"), (val, "validation")):
         if shared := {items[i].group for i in wanted} & {items[i].group for i in other}:
             raise DataError(f"'{min(shared)}' is in both the training and the {said} images; keep it in one", str(root))
-    train = [i for i in order if i in wanted]
+    dropped = set(useless)
+    train = [i for i in order if i in wanted and i not in dropped]
     if not train or not held:
         raise DataError(f"{len(items)} images leave {len(train)} for training, {len(held)} for testing", str(root))
     if config.train is not None:

@@ -24,7 +24,17 @@ _TRIES = 10  # mmsegmentation: crops looked at for one that no class fills
 _HALF = 0.5
 
 
-class AugmentConfig(Config):
+class ColourConfig(Config):
+    """How the colours of a training image are distorted."""
+
+    photometric: float = Field(default=1.0, ge=0, le=1)  # 1: colour distortion in the ranges below, 0: none
+    brightness: float = Field(default=0.125, ge=0, lt=1)  # mmsegmentation: 32 of 255 (released change configs: 10)
+    contrast: float = Field(default=0.5, ge=0, lt=1)  # mmsegmentation (released change configs: 0.2)
+    saturation: float = Field(default=0.5, ge=0, lt=1)  # mmsegmentation (released change configs: 0.2)
+    hue: float = Field(default=0.05, ge=0, le=0.5)  # of the circle; mmsegmentation: 18 of 360 (change configs: 10)
+
+
+class AugmentConfig(ColourConfig):
     """How a training crop is made."""
 
     crop: int = Field(default=512, ge=8)  # side of the square, pixels (mmsegmentation's ADE20K schedules)
@@ -39,11 +49,6 @@ class AugmentConfig(Config):
     rotate_chance: float = Field(default=0.5, ge=0, le=1)  # released configs
     # degrees; half of the time rotate within them, else half of the time a quarter turn and a mirror (released: 20)
     rot_flip: float = Field(default=0.0, ge=0, le=180)
-    photometric: float = Field(default=1.0, ge=0, le=1)  # 1: colour distortion in the ranges below, 0: none
-    brightness: float = Field(default=0.125, ge=0, lt=1)  # mmsegmentation: 32 of 255 (released change configs: 10)
-    contrast: float = Field(default=0.5, ge=0, lt=1)  # mmsegmentation (released change configs: 0.2)
-    saturation: float = Field(default=0.5, ge=0, lt=1)  # mmsegmentation (released change configs: 0.2)
-    hue: float = Field(default=0.05, ge=0, le=0.5)  # of the circle; mmsegmentation: 18 of 360 (change configs: 10)
     swap_dates: float = Field(default=0.0, ge=0, le=1)  # how often a pair's dates are exchanged (released: 0.5)
     colours_by_date: bool = True  # a pair's dates are distorted independently (released change configs)
 
@@ -77,7 +82,7 @@ def augment(
     rng = generator(seed, Purpose.AUGMENT, step, slot)
     picture, labels = _move(image, mask[None], config, rng)
     if config.photometric > 0:
-        picture = _distort_colours(picture, config, rng)
+        picture = distort_colours(picture, config, rng)
     return picture.contiguous(), labels[0].contiguous()
 
 
@@ -105,9 +110,9 @@ def augment_pair(
         dates.reverse()
     if config.photometric > 0:
         if config.colours_by_date:
-            dates = [_distort_colours(date, config, rng) for date in dates]
+            dates = [distort_colours(date, config, rng) for date in dates]
         else:  # one draw for both: the dates side by side are one picture
-            dates = [_distort_colours(date, config, generator(seed, Purpose.AUGMENT, step, slot, 1)) for date in dates]
+            dates = [distort_colours(date, config, generator(seed, Purpose.AUGMENT, step, slot, 1)) for date in dates]
     return dates[0].contiguous(), dates[1].contiguous(), labels[0].contiguous()
 
 
@@ -176,8 +181,8 @@ def _crop(image: Tensor, mask: Tensor, corner: tuple[int, int], seen: int, side:
     The mask is no tv_tensors.Mask: torchvision resizes those by plain nearest whatever is asked, which shifts them
     against the image by up to half a pixel of the coarser grid; nearest-exact has the image's pixel centres.
     """
-    (y, h, above, rows, below) = _overlap(corner[0], seen, mask.shape[-2], side)
-    (x, w, before, columns, after) = _overlap(corner[1], seen, mask.shape[-1], side)
+    (y, h, above, rows, below) = overlap(corner[0], seen, mask.shape[-2], side)
+    (x, w, before, columns, after) = overlap(corner[1], seen, mask.shape[-1], side)
     image = functional.resized_crop(image, y, x, h, w, [rows, columns], antialias=True)
     mask = functional.resized_crop(mask, y, x, h, w, [rows, columns], interpolation=InterpolationMode.NEAREST_EXACT)
     if above or below or before or after:
@@ -203,7 +208,7 @@ def _corner(mask: Tensor, config: AugmentConfig, rng: np.random.Generator, seen:
     return top, left
 
 
-def _overlap(at: int, seen: int, length: int, side: int) -> tuple[int, int, int, int, int]:
+def overlap(at: int, seen: int, length: int, side: int) -> tuple[int, int, int, int, int]:
     """Along one axis: first source pixel and their number, then pixels before, of and after the picture in the crop."""
     first, last = max(0, at), min(length, at + seen)
     before = min(side - 1, round((first - at) * side / seen))
@@ -214,8 +219,8 @@ def _overlap(at: int, seen: int, length: int, side: int) -> tuple[int, int, int,
 # --------------------------------------------------------------------------------------------------------------- colour
 
 
-def _distort_colours(image: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue of [3, c, c], each half of the time."""
+def distort_colours(image: Tensor, config: ColourConfig, rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue of uint8 [3, H, W], each half of the time."""
     strength = config.photometric
     ranges = {
         functional.adjust_brightness: config.brightness,

@@ -27,6 +27,26 @@ def read_json(path: Path) -> Any:
         raise DataError(f"is no JSON that can be read ({error}); write it anew", str(path)) from error
 
 
+def entry_line(path: Path, key: str, index: int) -> str:
+    """``file:line`` where an entry of the list under a key begins; it takes a pass over the file."""
+    text = read_label_text(path)
+    decoder = json.JSONDecoder()
+    for match in re.finditer(rf'"{re.escape(key)}"\s*:\s*\[\s*', text):
+        position = match.end()
+        try:
+            for _ in range(index):
+                position = decoder.raw_decode(text, position)[1]
+                gap = re.compile(r"\s*,\s*").match(text, position)
+                if gap is None:
+                    break
+                position = gap.end()
+            else:
+                return f"{path}:{text.count(chr(10), 0, position) + 1}"
+        except json.JSONDecodeError:
+            continue
+    return str(path)
+
+
 class Entries:
     """A list under a key of a JSON file, and the line of each entry, looked up only for a message."""
 
@@ -44,22 +64,7 @@ class Entries:
 
     def where(self, index: int) -> str:
         """``file:line`` where an entry begins."""
-        text = read_label_text(self.path)
-        decoder = json.JSONDecoder()
-        for match in re.finditer(rf'"{re.escape(self.key)}"\s*:\s*\[\s*', text):
-            position = match.end()
-            try:
-                for _ in range(index):
-                    position = decoder.raw_decode(text, position)[1]
-                    gap = re.compile(r"\s*,\s*").match(text, position)
-                    if gap is None:
-                        break
-                    position = gap.end()
-                else:
-                    return f"{self.path}:{text.count(chr(10), 0, position) + 1}"
-            except json.JSONDecodeError:
-                continue
-        return str(self.path)
+        return entry_line(self.path, self.key, index)
 
     def mistake(self, index: int, found: str, fix: str) -> DataError:
         """What is wrong with an entry."""
