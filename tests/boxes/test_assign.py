@@ -7,7 +7,8 @@ from tests.boxes.draw import plain, rotated
 from torchvision.models.detection._utils import Matcher
 
 from vitp.boxes.assign import IGNORED, NEGATIVE, MaxIoUAssigner, RandomSampler
-from vitp.boxes.iou import circumscribed_iou, plain_iou, rotated_iou
+from vitp.boxes.formats import from_xyxy
+from vitp.boxes.iou import overlapping, plain_iou, plain_overlapping, rotated_iou
 from vitp.config import load
 from vitp.errors import ConfigError
 from vitp.train.draws import Purpose, generator
@@ -59,20 +60,25 @@ def test_assigner_equals_torchvisions_matcher():
     assert ours.tolist() == Matcher(0.97, 0.9)(iou).tolist()  # -1 below, -2 between, there too
 
 
-@pytest.mark.parametrize("block", [1, 7, 100, 10_000])
-@pytest.mark.parametrize("low_quality", [True, False])
-def test_blocks_change_nothing(block, low_quality):
-    truth, anchors = rotated(9, 1, side=200.0), plain(150, 2, side=200.0)
-    assigner = MaxIoUAssigner(positive=0.4, negative=0.2, min_positive=0.1, low_quality=low_quality)
-    expected = slow(circumscribed_iou(truth, anchors), assigner)
-    assert assigner.assign_boxes(truth, anchors, circumscribed_iou, block).tolist() == expected
-    assert len(set(expected)) > 3
+@settings(max_examples=60, deadline=None)
+@given(assigners, st.integers(0, 12), st.integers(0, 60), st.integers(0, 10**6))
+def test_pairs_alone_give_the_same(assigner, truths, boxes, seed):
+    rng = np.random.default_rng(seed)
+    corners = torch.from_numpy(rng.integers(0, 12, (truths + boxes, 2)) * 4).double()  # whole numbers: many ties
+    plain_boxes = torch.cat((corners, corners + torch.from_numpy(rng.choice([4, 8, 16, 40], (len(corners), 2)))), 1)
+    truth, anchors = plain_boxes[:truths], plain_boxes[truths:]
+    expected = slow(plain_iou(truth, anchors), assigner)
+    pairs = plain_overlapping(truth, anchors, assigner.lowest)
+    assert assigner.assign_pairs(pairs, truths, anchors).tolist() == expected
+    turned = from_xyxy(truth), from_xyxy(anchors)
+    assert assigner.assign_pairs(overlapping(*turned), truths, anchors).tolist() == slow(rotated_iou(*turned), assigner)
 
 
 def test_no_truth_and_no_boxes():
     assigner = MaxIoUAssigner()
-    assert assigner.assign_boxes(torch.zeros(0, 4), plain(5), plain_iou).tolist() == [NEGATIVE] * 5
-    assert assigner.assign_boxes(rotated(3), torch.zeros(0, 5), rotated_iou).tolist() == []
+    none, five = torch.zeros(0, 4), plain(5)
+    assert assigner.assign_pairs(plain_overlapping(none, five), 0, five).tolist() == [NEGATIVE] * 5
+    assert assigner.assign_pairs(overlapping(rotated(3), torch.zeros(0, 5)), 3, torch.zeros(0, 5)).tolist() == []
 
 
 def test_thresholds_in_the_wrong_order_are_named():

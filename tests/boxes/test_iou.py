@@ -172,3 +172,19 @@ def test_plain_overlaps():
     r = rotated(100, 7, side=300.0)
     assert torch.equal(overlap.circumscribed_iou(r, b), overlap.plain_iou(to_xyxy(r), b))
     assert torch.equal(overlap.circumscribed_iou(r, r), overlap.plain_iou(to_xyxy(r), to_xyxy(r)))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_plain_pairs_are_those_of_the_matrix(least):
+    sizes = (1.0, 6.0, 40.0, 400.0)
+    a = torch.cat([plain(30, k, side=300.0, most=most, dtype=torch.float64) for k, most in enumerate(sizes)])
+    b = torch.cat([plain(90, 9 + k, side=300.0, most=most, dtype=torch.float64) for k, most in enumerate(sizes)])
+    a[3], b[5], b[6] = math.nan, math.inf, torch.tensor([5.0, 5.0, 5.0, 5.0])
+    found = torch.full((len(a), len(b)), -1.0, dtype=torch.float64)
+    for i, j, iou in overlap.plain_overlapping(a, b, least):
+        assert (found[i, j] == -1).all()  # each pair once
+        found[i, j] = iou
+    expected = overlap.plain_iou(a, b)
+    expected = torch.where((expected >= least) & (expected > 0), expected, -1.0)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert int((found > 0).sum()) > 100

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitp.commands.finetune import FinetuneConfig, finetune
+from vitp.commands.finetune import DetectConfig, FinetuneConfig, finetune, recipe_kind
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import Config, dump
 from vitp.datasets.dense import open_dataset
+from vitp.datasets.detection import open_detection
 from vitp.datasets.folder import read_labelled
 from vitp.errors import ConfigError
 from vitp.recipes import find_recipe, load_recipe
@@ -20,7 +21,14 @@ from vitp.train.loop import MARKER
 from vitp.yaml_lines import read
 
 # Numbers of a result that go into the table, in percent there: name in the result -> name of the column.
-_SHOWN = {"linear_mean": "linear", "knn_mean": "kNN", "miou": "mIoU", "mdice_foreground": "Dice"}
+_SHOWN = {
+    "linear_mean": "linear",
+    "knn_mean": "kNN",
+    "miou": "mIoU",
+    "mdice_foreground": "Dice",
+    "AP50": "AP50",
+    "mAP_voc07": "mAP",
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +38,16 @@ class Downstream:
     label: str
     recipe: str
     overrides: tuple[str, ...]
-    kind: type[ProbeConfig] | type[FinetuneConfig]
+    kind: type[ProbeConfig] | type[FinetuneConfig] | type[DetectConfig]
 
-    def config(self, backbone: Path, out: Path) -> ProbeConfig | FinetuneConfig:
+    def config(self, backbone: Path, out: Path) -> ProbeConfig | FinetuneConfig | DetectConfig:
         """The recipe for one point's backbone.
 
         Raises:
             ConfigError: a mistake in it.
         """
         texts = [*self.overrides, f"backbone={json.dumps(str(backbone))}"]
-        if self.kind is FinetuneConfig:
+        if self.kind is not ProbeConfig:
             texts.append(f"out={json.dumps(str(out / self.label))}")
         return load_recipe(self.kind, self.recipe, texts)
 
@@ -52,6 +60,8 @@ class Downstream:
         config = self.config(out / "backbone.safetensors", out)
         if isinstance(config, ProbeConfig):
             read_labelled(config.data)
+        elif isinstance(config, DetectConfig):
+            open_detection(config.data)
         else:
             open_dataset(config.data)
 
@@ -105,10 +115,12 @@ def parse_then(texts: Sequence[str]) -> tuple[Downstream, ...]:
     return tuple(found)
 
 
-def _kind(recipe: str) -> type[ProbeConfig] | type[FinetuneConfig]:
+def _kind(recipe: str) -> type[ProbeConfig] | type[FinetuneConfig] | type[DetectConfig]:
     """Whose keys a recipe has."""
     path = Path(recipe) if Path(recipe).is_file() else find_recipe(recipe) or Path(recipe)
     keys = set(read(path).data)
+    if (kind := recipe_kind(path)) is DetectConfig:
+        return kind
     unknown: dict[type[Config], int] = {
         kind: len(keys - set(kind.model_fields)) for kind in (ProbeConfig, FinetuneConfig)
     }

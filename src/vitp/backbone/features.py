@@ -163,6 +163,14 @@ def merge_lora(backbone: ViTBackbone) -> None:
             setattr(backbone.vit.get_submodule(parent), last, layer.get_base_layer())
 
 
+def merged(features: FeaturesConfig, backbone: ViTBackbone) -> FeaturesConfig:
+    """Make the ViT a plain one again where it learned by low-rank updates, in place; `features` of what it is then."""
+    if features.train != "lora":
+        return features
+    merge_lora(backbone)
+    return features.model_copy(update={"train": "full", "lora": None})
+
+
 def _is_new(name: str) -> bool:
     """Whether a dense backbone's parameter is none of the ViT's."""
     return not name.startswith(("backbone.", "vit."))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple, Self
 
 import torch
@@ -38,45 +38,44 @@ class MaxIoUAssigner(Config):
     @torch.no_grad()
     def assign(self, iou: Tensor) -> Tensor:
         """Index of the true box, `NEGATIVE` or `IGNORED`, for each of N boxes [N], from their IoU [G, N]."""
-        count, boxes = iou.shape
-        if not count:
-            return torch.full((boxes,), NEGATIVE, dtype=torch.long, device=iou.device)
-        best, taker = iou.max(0)
-        return self._decide(iou, best, taker, iou.amax(1) if boxes else iou.new_zeros(count))
+        i, j = (iou > 0).nonzero(as_tuple=True)
+        return self.assign_pairs([(i, j, iou[i, j])], len(iou), iou.T)
 
     @torch.no_grad()
-    def assign_boxes(
-        self, truth: Tensor, boxes: Tensor, overlap: Callable[[Tensor, Tensor], Tensor], block: int = 1 << 16
-    ) -> Tensor:
-        """As `assign`, in memory of G x `block`: the overlaps are computed in blocks of boxes, and twice for low quality.
+    def assign_pairs(self, pairs: Iterable[tuple[Tensor, Tensor, Tensor]], truths: int, like: Tensor) -> Tensor:
+        """As `assign`, from the overlapping pairs alone, in memory of those above the lowest threshold.
 
         Args:
-            truth: true boxes [G, 4 or 5].
-            boxes: anchors or proposals [N, 4 or 5].
-            overlap: (truth [G, .], boxes [n, .]) -> IoU [G, n], such as the functions of `vitp.boxes.iou`.
-            block: boxes at a time.
+            pairs: index of the true box, index of the box, IoU, in chunks: `vitp.boxes.iou.overlapping` or `plain_overlapping`
+                (which may leave out what overlaps by less than `lowest`). A pair comes once.
+            truths: number of true boxes.
+            like: the boxes [N, .], for their number and device.
         """
-        if not len(truth) or len(boxes) <= block:
-            return self.assign(overlap(truth, boxes) if len(truth) else boxes.new_zeros(0, len(boxes)))
-        parts = torch.split(boxes, block)
-        highest = torch.stack([overlap(truth, part).amax(1) for part in parts]).amax(0) if self.low_quality else None
-        done = []
-        for part in parts:
-            iou = overlap(truth, part)
-            best, taker = iou.max(0)
-            done.append(self._decide(iou, best, taker, highest))
-        return torch.cat(done)
-
-    def _decide(self, iou: Tensor, best: Tensor, taker: Tensor, highest: Tensor | None) -> Tensor:
-        """`highest` [G]: the largest overlap each true box has with any box at all."""
+        if not truths:
+            return torch.full((len(like),), NEGATIVE, dtype=torch.long, device=like.device)
+        none = torch.zeros(0, dtype=torch.long, device=like.device)
+        parts = [(none, none, torch.zeros(0, dtype=torch.float64, device=like.device))]
+        for rows, columns, overlap in pairs:
+            enough = overlap >= self.lowest
+            parts.append((rows[enough], columns[enough], overlap[enough]))
+        i, j, iou = (torch.cat(column) for column in zip(*parts, strict=True))
+        best = iou.new_zeros(len(like)).scatter_reduce(0, j, iou, "amax")
+        taker = torch.full_like(best, truths, dtype=torch.long)
+        first = iou == best[j]  # of equal overlaps the first true box
+        taker = taker.scatter_reduce(0, j[first], i[first], "amin")
         assigned = torch.where(best < self.negative, NEGATIVE, IGNORED)
         assigned = torch.where(best >= self.positive, taker, assigned)
-        if self.low_quality and highest is not None:
-            asks = (iou == highest[:, None]) & (highest >= max(self.min_positive, torch.finfo(iou.dtype).tiny))[:, None]
-            rank = torch.arange(1, len(iou) + 1, device=iou.device)[:, None]
-            last = (asks * rank).amax(0)  # 0: nobody asks
-            assigned = torch.where(last > 0, last - 1, assigned)
+        if self.low_quality:
+            highest = iou.new_zeros(truths).scatter_reduce(0, i, iou, "amax")
+            asks = (iou == highest[i]) & (iou >= self.min_positive)  # a pair shares something
+            last = torch.full_like(assigned, -1).scatter_reduce(0, j[asks], i[asks], "amax")
+            assigned = torch.where(last >= 0, last, assigned)
         return assigned
+
+    @property
+    def lowest(self) -> float:
+        """The IoU below which a pair decides nothing."""
+        return min(self.positive, self.negative, self.min_positive if self.low_quality else 1.0)
 
 
 class Sampled(NamedTuple):

@@ -72,6 +72,39 @@ def overlapping(
             yield rows, columns, _iou(a64[rows], b64[columns])
 
 
+@torch.no_grad()
+def plain_overlapping(a: Tensor, b: Tensor, least: float = 0.0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The pairs of plain boxes that overlap by `least` at least, in chunks: index into `a`, index into `b`, IoU (float64).
+
+    For sets whose matrix would not fit, such as thousands of true boxes against the anchors of a large image. The boxes of `b`
+    are taken by size, one octave at a time: small ones lie close together along x, and of boxes whose areas differ by
+    more than `least` none can overlap by as much.
+
+    Args:
+        a: boxes (x1, y1, x2, y2) [N, 4].
+        b: boxes [M, 4].
+        least: IoU in [0, 1]; 0 gives every pair that shares an area.
+    """
+    a64, b64 = a.double(), b.double()
+    area_a, area_b = _area(a64), _area(b64)
+    octave = (b64[:, 2:] - b64[:, :2]).amax(1).clamp_min(1).log2().nan_to_num(0, 0, 0).int()
+    octave = torch.where(b64.isfinite().all(1), octave, -1)
+    for size in range(int(octave.max()) + 1 if len(b) else 0):
+        columns = (octave == size).nonzero().squeeze(1)
+        if not len(columns):
+            continue
+        low, high = area_b[columns].aminmax()
+        rows = ((area_a >= low * least) & (area_a * least <= high)).nonzero().squeeze(1)
+        for i, j in _candidates(a64[rows], b64[columns], None, None):
+            i, j = rows[i], columns[j]
+            left, right = a64[i], b64[j]
+            w, h = (torch.minimum(left[:, 2:], right[:, 2:]) - torch.maximum(left[:, :2], right[:, :2])).unbind(1)
+            shared = w * h
+            iou = shared / (area_a[i] + area_b[j] - shared)
+            enough = iou >= max(least, torch.finfo(iou.dtype).tiny)
+            yield i[enough], j[enough], iou[enough]
+
+
 def plain_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU [N, M] of boxes (x1, y1, x2, y2) `a` [N, 4] with `b` [M, 4]; zero where neither has an area."""
     shared = _shared(a, b)

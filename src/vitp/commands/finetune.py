@@ -2,102 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, overload
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from vitp.backbone.features import FeaturesConfig, PlainFeatures
-from vitp.backbone.vit import BackboneConfig, ViTBackbone, choose_attention, load_backbone, random_backbone
-from vitp.config import save
-from vitp.datasets.dense import DenseData, DenseDataConfig, open_dataset
-from vitp.datasets.pairs import PairFolder, PairFolderConfig
+from vitp.backbone.vit import ViTBackbone, choose_attention
+from vitp.commands.finetune_detect import DetectConfig, DetectResult, finetune_detect
+from vitp.commands.finetune_recipe import DownstreamConfig, FinetuneConfig, begin, images_fingerprint, start_backbone
+from vitp.datasets.dense import DenseData, open_dataset
+from vitp.datasets.pairs import PairFolder
 from vitp.datasets.report import MaskReport
-from vitp.datasets.transforms import AugmentConfig
 from vitp.files import write_json
-from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
-from vitp.heads.losses import LossConfig, LossTerms
 from vitp.heads.siamese import Fusion
 from vitp.metrics.segmentation import SegmentationScores
-from vitp.recipes import load_recipe
+from vitp.recipes import find_recipe, load_recipe
 from vitp.tasks.change import ChangeData, ChangeTask
-from vitp.tasks.segment import (
-    InferenceConfig,
-    SegmenterParts,
-    build_segmenter,
-    merge_features,
-    save_segmenter,
-    score_masks,
-)
+from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter, score_masks
 from vitp.tasks.segment_task import SegmentData, SegmentTask, StepData
 from vitp.train.distributed import refuse_ranks
-from vitp.train.loop import TrainResult, check_output, open_output, recipe_fingerprint, train
-from vitp.train.loop_config import LoopConfig, choose_device, uses_bf16
+from vitp.train.loop import TrainResult, check_output, train
+from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
+from vitp.yaml_lines import read
+
+__all__ = ["DetectConfig", "FinetuneConfig", "FinetuneResult", "finetune", "load_finetune", "start_backbone"]
 
 _ANY_LENGTH = 1 << 30
-
-
-class FinetuneConfig(LoopConfig):
-    """A fine-tuning recipe."""
-
-    name: str
-    out: Path | None = None  # out/<name>
-    task: Literal["segment", "change"] = "segment"
-    backbone: Path | None = None  # a file of `vitp export` or a timm folder; None: random weights
-    backbone_config: BackboneConfig | None = None  # which ViT, where its weights are random
-    features: FeaturesConfig = PlainFeatures()  # the maps a head gets
-    head: HeadConfig = FCNConfig()  # light; the released configs: upernet
-    auxiliary: AuxiliaryConfig | None = None  # a second head while training (released configs: none)
-    loss: LossConfig = LossTerms()
-    fusion: Fusion | None = None  # of two dates' maps (change detection); None: concat, as in the released configs
-    data: DenseDataConfig  # pairs where the task is change
-    augment: AugmentConfig = AugmentConfig()
-    batch_size: int = Field(default=16, ge=1)  # mmsegmentation's ADE20K schedules
-    micro_batch: int | None = Field(default=None, ge=1)  # images of one forward pass; None: the whole batch
-    weight_decay: float = Field(default=0.05, ge=0)  # released segmentation configs
-    backbone_lr: float = Field(default=2e-5, ge=0)  # released change-detection configs; segmentation has 1e-5 to 1.5e-5
-    head_lr: float = Field(default=2e-5, gt=0)  # released configs: one rate for all, before the decay over layers
-    layer_decay: float = Field(default=0.9, gt=0, le=1)  # released configs
-    freeze_backbone: bool = False  # the ViT stays as it is; features and head learn
-    inference: InferenceConfig = InferenceConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _pairs_of_change(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and fields.get("task") == "change" and isinstance(fields.get("data"), dict):
-            return {**fields, "data": {"kind": "pairs", **fields["data"]}}
-        return fields
-
-    @model_validator(mode="after")
-    def _data_of_the_task(self) -> FinetuneConfig:
-        pairs = isinstance(self.data, PairFolderConfig)
-        if pairs != (self.task == "change"):
-            raise ValueError(
-                f"task: {self.task} does not go with data.kind: {self.data.kind}; pairs are for task: change"
-            )
-        if self.fusion is not None and not pairs:
-            raise ValueError("fusion is given, but only task: change has two dates to fuse")
-        return self
-
-    @model_validator(mode="after")
-    def _one_backbone(self) -> FinetuneConfig:
-        if self.backbone is None and self.backbone_config is None:
-            raise ValueError("backbone is missing: give a weights file, or backbone_config for random weights")
-        if self.backbone is not None and self.backbone_config is not None:
-            raise ValueError("backbone and backbone_config are both given; the weights file says which ViT it holds")
-        return self
-
-    @property
-    def folder(self) -> Path:
-        """Where the run is written."""
-        return self.out if self.out is not None else Path("out") / self.name
 
 
 @dataclass(frozen=True)
@@ -129,33 +64,6 @@ class FinetuneResult:
         }
 
 
-def _fingerprint(config: FinetuneConfig, data: DenseData) -> dict[str, Any]:
-    """What must be equal for a resumed run to be the same run, by dotted path, with the names of the images."""
-    flat = recipe_fingerprint(config, free={"inference"})
-    flat.pop("data.root")
-    names = "\n".join(item.image.relative_to(data.config.root).as_posix() for item in data.items)
-    flat["data.images"] = hashlib.sha256(names.encode()).hexdigest()
-    return flat
-
-
-def start_backbone(
-    path: Path | None, config: BackboneConfig | None, seed: int, say: Callable[[str], None]
-) -> ViTBackbone:
-    """The backbone a recipe asks for; that its weights are random is said aloud.
-
-    Raises:
-        CheckpointError: the weights cannot be used.
-    """
-    if path is not None:
-        backbone = load_backbone(path)
-        size = sum(p.numel() for p in backbone.parameters())
-        say(f"backbone: {backbone.config.architecture}, {size / 1e6:.2f} M parameters, from {path}")
-        return backbone
-    assert config is not None
-    say(f"backbone: {config.architecture} with RANDOM weights (seed {seed}); backbone=FILE starts from trained ones")
-    return random_backbone(config, seed)
-
-
 def _say_data(data: DenseData, report: MaskReport, crop: int, say: Callable[[str], None]) -> None:
     say(f"data: {len(data.train)} training and {len(data.test)} test images, classes: {', '.join(data.classes)}")
     unused = len(data) - len({*data.train, *data.val, *data.test})
@@ -169,19 +77,77 @@ def _say_data(data: DenseData, report: MaskReport, crop: int, say: Callable[[str
         say(f"data: {remark}")
 
 
+def recipe_kind(recipe: Path | str, overrides: Sequence[str] = ()) -> type[FinetuneConfig] | type[DetectConfig]:
+    """Which kind of recipe a file or shipped name holds, by its `task`."""
+    given = [text.partition("=")[2].strip() for text in overrides if text.partition("=")[0].strip() == "task"]
+    path = Path(recipe) if Path(recipe).is_file() else find_recipe(str(recipe))
+    if given or path is None:
+        return DetectConfig if "detect" in given[-1:] else FinetuneConfig
+    found = read(path).data
+    return DetectConfig if isinstance(found, dict) and found.get("task") == "detect" else FinetuneConfig
+
+
+def load_finetune(
+    recipe: FinetuneConfig | DetectConfig | Path | str, overrides: Sequence[str] = ()
+) -> FinetuneConfig | DetectConfig:
+    """A fine-tuning recipe of any task, see `load_recipe`.
+
+    Raises:
+        ConfigError: the recipe is wrong.
+    """
+    kind = type(recipe) if isinstance(recipe, DownstreamConfig) else recipe_kind(recipe, overrides)
+    return load_recipe(kind, recipe, overrides)
+
+
+@overload
 def finetune(
-    recipe: FinetuneConfig | Path | str,
+    recipe: FinetuneConfig,
+    overrides: Sequence[str] = ...,
+    *,
+    resume: bool = ...,
+    overwrite: bool = ...,
+    progress: Progress | None = ...,
+    say: Callable[[str], None] = ...,
+) -> FinetuneResult: ...
+
+
+@overload
+def finetune(
+    recipe: DetectConfig,
+    overrides: Sequence[str] = ...,
+    *,
+    resume: bool = ...,
+    overwrite: bool = ...,
+    progress: Progress | None = ...,
+    say: Callable[[str], None] = ...,
+) -> DetectResult: ...
+
+
+@overload
+def finetune(
+    recipe: FinetuneConfig | DetectConfig | Path | str,
+    overrides: Sequence[str] = ...,
+    *,
+    resume: bool = ...,
+    overwrite: bool = ...,
+    progress: Progress | None = ...,
+    say: Callable[[str], None] = ...,
+) -> FinetuneResult | DetectResult: ...
+
+
+def finetune(
+    recipe: FinetuneConfig | DetectConfig | Path | str,
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> FinetuneResult:
+) -> FinetuneResult | DetectResult:
     """Fine-tune a backbone on a downstream task and score it on the test images.
 
     Args:
-        recipe: a FinetuneConfig, a YAML file, or the name of a recipe that ships with vitp.
+        recipe: a FinetuneConfig or DetectConfig, a YAML file, or the name of a recipe that ships with vitp.
         overrides: dotted overrides, ``a.b.0.c=value``.
         resume: continue the run in the output folder.
         overwrite: start anew in a folder that holds another run.
@@ -192,10 +158,12 @@ def finetune(
         the run's folder, the saved model and the scores (also in metrics.json).
 
     Raises:
-        VitpError: any mistake the user can mend; every mask is read once before training starts.
+        VitpError: any mistake the user can mend; every mask (or label file) is read once before training starts.
     """
     refuse_ranks("finetune")
-    config = load_recipe(FinetuneConfig, recipe, overrides)
+    config = load_finetune(recipe, overrides)
+    if isinstance(config, DetectConfig):
+        return finetune_detect(config, resume=resume, overwrite=overwrite, progress=progress, say=say)
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
     data = open_dataset(config.data)
@@ -209,15 +177,13 @@ def finetune(
             f"norm: batch norm sees {seen} images at a time, not the batch of {config.batch_size}; norm: group in the head does "
             "not depend on that"
         )
-    for group in task.parameter_groups():
-        say(f"{group.name}: {group.size / 1e6:.2f} M parameters, {f'lr {group.lr:.3g}' if group.lr else 'frozen'}")
-    if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
-        open_output(out, overwrite=overwrite)
-        save(config, out / "recipe.yaml")
+    begin(config, task, resume=resume, overwrite=overwrite, say=say)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=_fingerprint(config, data))
+    trained = train(
+        task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data, {"inference"})
+    )
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

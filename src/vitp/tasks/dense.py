@@ -42,6 +42,18 @@ def backbone_groups(backbone: DenseBackbone, *, lr: float, new_lr: float, layer_
     ]
 
 
+def items_of_step(train: Sequence[int], seed: int, step: int, batch_size: int) -> list[int]:
+    """Which of the training items `train` step `step` learns from: every epoch is a permutation of its own."""
+    orders: dict[int, list[int]] = {}
+    found = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, at = divmod(position, len(train))
+        if epoch not in orders:
+            orders[epoch] = generator(seed, Purpose.MIXTURE, 3, epoch).permutation(len(train)).tolist()
+        found.append(train[orders[epoch][at]])
+    return found
+
+
 def hand_uniforms(model: nn.Module, seed: int, step: int, slots: Sequence[int], device: torch.device) -> None:
     """Give every dropping module of `model` the uniform numbers of the samples at `slots` of a step.
 

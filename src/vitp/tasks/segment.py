@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_functional
 
 from vitp.backbone.dense import DenseBackbone
-from vitp.backbone.features import FeaturesConfig, PlainFeatures, merge_lora
+from vitp.backbone.features import FeaturesConfig, PlainFeatures, merged
 from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
 from vitp.config import Config
 from vitp.datasets.dense import DenseData
@@ -128,12 +128,8 @@ def build_segmenter(
 
 def merge_features(model: Segmenter) -> None:
     """Make the ViT a plain one again where it learned by low-rank updates."""
-    features = model.parts.features
-    if features.train != "lora":
-        return
-    merge_lora(model.backbone.plain)
-    merged = features.model_copy(update={"train": "full", "lora": None})
-    model.parts = model.parts.model_copy(update={"features": merged})
+    features = merged(model.parts.features, model.backbone.plain)
+    model.parts = model.parts.model_copy(update={"features": features})
 
 
 # ----------------------------------------------------------------------------------------------------------- prediction

@@ -21,9 +21,8 @@ from vitp.errors import ConfigError
 from vitp.heads.layers import too_few_for_batch_norm
 from vitp.heads.losses import LossTerms, segmentation_loss
 from vitp.metrics.segmentation import IGNORE
-from vitp.tasks.dense import backbone_groups, hand_uniforms
+from vitp.tasks.dense import backbone_groups, hand_uniforms, items_of_step
 from vitp.tasks.segment import Segmenter
-from vitp.train.draws import Purpose, generator
 from vitp.train.feeding import working_on
 from vitp.train.optim import ParameterGroup
 from vitp.train.task import StepBatch
@@ -92,15 +91,7 @@ class StepData(ABC, Generic[D]):
 
     def chosen(self, step: int) -> list[int]:
         """Items of a step: every epoch is a permutation of the training images of its own."""
-        train = self.data.train
-        orders: dict[int, list[int]] = {}
-        found = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, at = divmod(position, len(train))
-            if epoch not in orders:
-                orders[epoch] = generator(self.seed, Purpose.MIXTURE, 3, epoch).permutation(len(train)).tolist()
-            found.append(train[orders[epoch][at]])
-        return found
+        return items_of_step(self.data.train, self.seed, step, self.batch_size)
 
     def step_batch(self, step: int) -> StepBatch:
         """Read, crop and stack the images of a step.

@@ -1,0 +1,163 @@
+"""Fine-tuning a detector: its recipe, and `vitp finetune` with `task: detect`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from vitp.backbone.vit import ViTBackbone, choose_attention
+from vitp.commands.finetune_recipe import DownstreamConfig, begin, images_fingerprint, start_backbone
+from vitp.datasets.detection import DetectionData, DetectionDataConfig, open_detection
+from vitp.datasets.object_transforms import ObjectAugmentConfig
+from vitp.errors import ConfigError
+from vitp.files import write_json
+from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
+from vitp.heads.necks import NeckConfig, SimpleFPNConfig
+from vitp.metrics.detection import DetectionScores
+from vitp.tasks.detect import (
+    BoxForm,
+    DetectorParts,
+    build_detector,
+    merge_features,
+    save_detector,
+    score_objects,
+)
+from vitp.tasks.detect_task import DetectData, DetectTask
+from vitp.train.loop import TrainResult, check_output, train
+from vitp.train.loop_config import choose_device, uses_bf16
+from vitp.train.optim import ScheduleConfig, StepSchedule
+from vitp.train.task import Progress
+
+
+class DetectConfig(DownstreamConfig):
+    """A recipe of detection. Where a default differs from segmentation's, it is that of the released detection configs."""
+
+    task: Literal["detect"]
+    boxes: BoxForm = "upright"  # which form is learned; rotated boxes come from quads
+    detector: DetectorConfig = CascadeRCNNConfig()  # released: DIOR, SARDet-100K
+    neck: NeckConfig = SimpleFPNConfig()  # released
+    data: DetectionDataConfig
+    augment: ObjectAugmentConfig = ObjectAugmentConfig()
+    batch_size: int = Field(default=8, ge=1)  # released: one image on each of 8 GPUs
+    warmup: float = Field(default=500, ge=0)  # released: steps
+    warmup_from: float | None = Field(default=1 / 3, ge=0, le=1)  # released
+    schedule: ScheduleConfig = StepSchedule(under_warmup=True)  # released: x 0.1 at epochs 8 and 11 of 12
+    clip_norm: float = Field(default=35.0, ge=0)  # released
+
+    @model_validator(mode="after")
+    def _boxes_of_the_detector(self) -> DetectConfig:
+        rotated = self.detector.kind.startswith("oriented")
+        if rotated != (self.boxes == "rotated"):
+            kinds, other = "oriented_rcnn", "upright"
+            if rotated:
+                kinds, other = "faster_rcnn, cascade_rcnn or mask_rcnn", "rotated"
+            raise ValueError(
+                f"detector.kind: {self.detector.kind} does not find {self.boxes} boxes; say boxes: {other}, or take {kinds}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class DetectResult:
+    """What a finished fine-tuning run leaves behind."""
+
+    out: Path
+    model: Path  # read it with vitp.tasks.detect.load_detector
+    train: TrainResult
+    scores: DetectionScores  # on the test images
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """JSON-ready results."""
+        return {
+            "out": str(self.out),
+            "loss": self.train.loss,
+            "seconds": self.train.seconds,
+            **self.scores.as_dict(),
+        }
+
+
+def finetune_detect(
+    config: DetectConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DetectResult:
+    """Train a detector and score it on the test images; arguments and errors as those of `vitp.commands.finetune.finetune`."""
+    out = config.folder
+    check_output(out, resume=resume, overwrite=overwrite)
+    data = open_detection(config.data)
+    check_labels(config, data)
+    config.augment.check_classes(data.classes)
+    report = data.check()
+    for line in report.lines():
+        say(f"data: {line}")
+    backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
+    task = build_detect_task(config, data, backbone, say)
+    begin(config, task, resume=resume, overwrite=overwrite, say=say)
+    device = choose_device(config.device)
+    bf16 = uses_bf16(config.precision, device)
+    fingerprint = images_fingerprint(config, data, set())
+    patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
+    choose_attention(backbone.vit, patches, device, bf16=bf16)
+    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint)
+    merge_features(task.detector)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        scores = score_objects(task.detector, data, data.test, config.augment).scores()
+    file = out / "model.safetensors"
+    save_detector(file, task.detector, config.augment)
+    result = DetectResult(out, file, trained, scores)
+    write_json(out / "metrics.json", result.numbers)
+    return result
+
+
+def check_labels(config: DetectConfig, data: DetectionData) -> None:
+    """See that the data's labels are what the recipe wants learned.
+
+    Raises:
+        ConfigError: rotated boxes without quads, or masks without outlines.
+    """
+    if config.boxes == "rotated" and not data.rotated:
+        raise ConfigError(
+            f"boxes: rotated boxes come from quads, and {config.data.root} has upright boxes alone; say boxes: upright "
+            "(with detector.kind: cascade_rcnn), or take data with quads"
+        )
+    if config.detector.kind == "mask_rcnn" and not data.outlined:
+        raise ConfigError(
+            f"detector.kind: mask_rcnn learns from outlines, and {config.data.root} has boxes alone; take faster_rcnn or "
+            "cascade_rcnn, or data with outlines"
+        )
+
+
+def build_detect_task(
+    config: DetectConfig, data: DetectionData, backbone: ViTBackbone, say: Callable[[str], None] = lambda _: None
+) -> DetectTask:
+    """Model, data and learning rates of a recipe; `say` receives what is worth reading about them.
+
+    Raises:
+        ConfigError: the features do not fit the ViT.
+    """
+    steps = DetectData(
+        data,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch or config.batch_size,
+        augmentation=config.augment,
+        seed=config.seed,
+        fill=backbone.config.mean,
+    )
+    parts = DetectorParts(features=config.features, neck=config.neck, detector=config.detector)
+    return DetectTask(
+        build_detector(backbone, data.classes, config.seed, parts, say),
+        steps,
+        backbone_lr=0.0 if config.freeze_backbone else config.backbone_lr,
+        head_lr=config.head_lr,
+        layer_decay=config.layer_decay,
+    )

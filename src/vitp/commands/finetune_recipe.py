@@ -1,0 +1,151 @@
+"""What every fine-tuning recipe sets, and the recipe of segmentation and change detection."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import Field, model_validator
+
+from vitp.backbone.features import FeaturesConfig, PlainFeatures
+from vitp.backbone.vit import BackboneConfig, ViTBackbone, load_backbone, random_backbone
+from vitp.config import save
+from vitp.datasets.dense import DenseDataConfig
+from vitp.datasets.layout import Item
+from vitp.datasets.pairs import PairFolderConfig
+from vitp.datasets.transforms import AugmentConfig
+from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
+from vitp.heads.losses import LossConfig, LossTerms
+from vitp.heads.siamese import Fusion
+from vitp.tasks.segment import InferenceConfig
+from vitp.train.loop import open_output, recipe_fingerprint
+from vitp.train.loop_config import LoopConfig
+from vitp.train.task import Task
+
+
+class DownstreamConfig(LoopConfig):
+    """What every fine-tuning recipe sets, whatever its task."""
+
+    name: str
+    out: Path | None = None  # out/<name>
+    backbone: Path | None = None  # a file of `vitp export` or a timm folder; None: random weights
+    backbone_config: BackboneConfig | None = None  # which ViT, where its weights are random
+    features: FeaturesConfig = PlainFeatures()  # the maps a head gets
+    batch_size: int = Field(default=16, ge=1)  # mmsegmentation's ADE20K schedules
+    micro_batch: int | None = Field(default=None, ge=1)  # images of one forward pass; None: the whole batch
+    weight_decay: float = Field(default=0.05, ge=0)  # released segmentation and detection configs
+    backbone_lr: float = Field(default=2e-5, ge=0)  # released change-detection configs; segmentation has 1e-5 to 1.5e-5
+    head_lr: float = Field(default=2e-5, gt=0)  # released configs: one rate for all, before the decay over layers
+    layer_decay: float = Field(default=0.9, gt=0, le=1)  # released configs
+    freeze_backbone: bool = False  # the ViT stays as it is; features and head learn
+
+    @model_validator(mode="after")
+    def _one_backbone(self) -> DownstreamConfig:
+        if self.backbone is None and self.backbone_config is None:
+            raise ValueError("backbone is missing: give a weights file, or backbone_config for random weights")
+        if self.backbone is not None and self.backbone_config is not None:
+            raise ValueError("backbone and backbone_config are both given; the weights file says which ViT it holds")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.out if self.out is not None else Path("out") / self.name
+
+
+class FinetuneConfig(DownstreamConfig):
+    """A recipe of segmentation or change detection."""
+
+    task: Literal["segment", "change"] = "segment"
+    head: HeadConfig = FCNConfig()  # light; the released configs: upernet
+    auxiliary: AuxiliaryConfig | None = None  # a second head while training (released configs: none)
+    loss: LossConfig = LossTerms()
+    fusion: Fusion | None = None  # of two dates' maps (change detection); None: concat, as in the released configs
+    data: DenseDataConfig  # pairs where the task is change
+    augment: AugmentConfig = AugmentConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs_of_change(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("task") == "change" and isinstance(fields.get("data"), dict):
+            return {**fields, "data": {"kind": "pairs", **fields["data"]}}
+        return fields
+
+    @model_validator(mode="after")
+    def _data_of_the_task(self) -> FinetuneConfig:
+        pairs = isinstance(self.data, PairFolderConfig)
+        if pairs != (self.task == "change"):
+            raise ValueError(
+                f"task: {self.task} does not go with data.kind: {self.data.kind}; pairs are for task: change"
+            )
+        if self.fusion is not None and not pairs:
+            raise ValueError("fusion is given, but only task: change has two dates to fuse")
+        return self
+
+
+def start_backbone(
+    path: Path | None, config: BackboneConfig | None, seed: int, say: Callable[[str], None]
+) -> ViTBackbone:
+    """The backbone a recipe asks for; that its weights are random is said aloud.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+    """
+    if path is not None:
+        backbone = load_backbone(path)
+        size = sum(p.numel() for p in backbone.parameters())
+        say(f"backbone: {backbone.config.architecture}, {size / 1e6:.2f} M parameters, from {path}")
+        return backbone
+    assert config is not None
+    say(f"backbone: {config.architecture} with RANDOM weights (seed {seed}); backbone=FILE starts from trained ones")
+    return random_backbone(config, seed)
+
+
+def begin(config: DownstreamConfig, task: Task, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> None:
+    """Say what learns how fast, make the run's folder ready and write the recipe into it.
+
+    Raises:
+        OutputError: the folder cannot be used.
+    """
+    for group in task.parameter_groups():
+        say(f"{group.name}: {group.size / 1e6:.2f} M parameters, {f'lr {group.lr:.3g}' if group.lr else 'frozen'}")
+    out = config.folder
+    if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
+        open_output(out, overwrite=overwrite)
+        save(config, out / "recipe.yaml")
+
+
+class _Rooted(Protocol):
+    @property
+    def root(self) -> Path: ...
+
+
+class Pictures(Protocol):
+    """A data set as its files."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Every image's file."""
+
+    @property
+    def config(self) -> _Rooted:
+        """Where they lie."""
+
+
+def images_fingerprint(config: DownstreamConfig, data: Pictures, free: AbstractSet[str]) -> dict[str, Any]:
+    """What must be equal for a resumed run to be the same run, by dotted path, with the names of the images.
+
+    Args:
+        config: the recipe.
+        data: its data set.
+        free: parts of the recipe that may change.
+    """
+    flat = recipe_fingerprint(config, free=free)
+    flat.pop("data.root")
+    names = "\n".join(item.image.relative_to(data.config.root).as_posix() for item in data.items)
+    flat["data.images"] = hashlib.sha256(names.encode()).hexdigest()
+    return flat

@@ -1,0 +1,217 @@
+"""Detection: backbone, neck and head, the objects of whole images, and the file of it all.
+
+Shape legend: B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitp.backbone.dense import DenseBackbone
+from vitp.backbone.features import FeaturesConfig, PlainFeatures, merged
+from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
+from vitp.boxes.objects import Detections, Objects
+from vitp.config import Config
+from vitp.datasets.layout import Item
+from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
+from vitp.errors import CheckpointError
+from vitp.files import write_atomic
+from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
+from vitp.heads.necks import NeckConfig, SimpleFPNConfig
+from vitp.heads.truth import Key, Size, truth_of
+from vitp.heads.two_stage import TwoStage
+from vitp.metrics.detection import DetectionMetric, detection_scores
+from vitp.train.checkpoint import load_model, load_tensors, model_tensors
+
+BoxForm = Literal["upright", "rotated"]
+MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
+
+
+class DetectorParts(Config):
+    """What stands on the ViT; kept with the weights."""
+
+    features: FeaturesConfig = PlainFeatures()
+    neck: NeckConfig = SimpleFPNConfig()
+    detector: DetectorConfig = CascadeRCNNConfig()
+
+
+class Detector(nn.Module):
+    """Images to losses while training, to detections after."""
+
+    def __init__(self, backbone: DenseBackbone, neck: nn.Module, head: TwoStage, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head, self.classes = backbone, neck, head, tuple(classes)
+        self.parts = DetectorParts()
+
+    @property
+    def form(self) -> BoxForm:
+        """Of the boxes it finds."""
+        return "rotated" if self.head.rotated else "upright"
+
+    @property
+    def masks(self) -> bool:
+        """Whether it finds masks, too."""
+        return self.head.masks
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the head sees: maps [B, C, ceil(H / s), ceil(W / s)], s = 4, 8, 16, 32, 64."""
+        levels: list[Tensor] = self.neck(self.backbone(images))
+        return levels
+
+    def training_losses(
+        self, images: Tensor, targets: Sequence[Objects], sizes: Sequence[Size], keys: Sequence[Key]
+    ) -> dict[str, Tensor]:
+        """Every loss by name: the sum over the images of what a batch of that image alone would have.
+
+        Within an image a loss is a mean, over its sampled anchors or proposals, or over the masks of its positive ones. So a
+        step is the sum over its micro-batches however they are cut, and divided by its number of images it is what the
+        released code computes with one image a GPU.
+
+        Args:
+            images: [B, 3, H, W], uint8, padded at the right and the bottom.
+            targets: the objects of each image, in pixels of the padded one.
+            sizes: (h, w) of what each image shows.
+            keys: (seed, step, slot) of each image, on which its sampled boxes depend.
+        """
+        truth = [truth_of(objects, rotated=self.head.rotated, device=images.device) for objects in targets]
+        return self.head.losses(self.maps(images), truth, sizes, keys)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Detections]:
+        """What is found in each image, by falling score, in its pixels; call in eval mode.
+
+        Args:
+            images: [B, 3, H, W], uint8 or float 0-1.
+            sizes: (h, w) of what each image shows, the rest being padding; None: all of it.
+        """
+        whole = (int(images.shape[-2]), int(images.shape[-1]))
+        return self.head.detect(self.maps(images), sizes if sizes is not None else [whole] * len(images))
+
+
+def build_detector(
+    backbone: ViTBackbone,
+    classes: Sequence[str],
+    seed: int,
+    parts: DetectorParts = DetectorParts(),
+    say: Callable[[str], None] = lambda _: None,
+) -> Detector:
+    """A detector whose fresh weights are drawn from `seed`.
+
+    Raises:
+        ConfigError: the features do not fit the ViT.
+        MissingExtraError: LoRA without peft.
+    """
+    dense = parts.features.build(backbone, seed + 2, say)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        neck = parts.neck.build([dense.channels] * len(dense.strides))
+        strides = [*dense.strides]
+        while len(strides) < parts.neck.levels:
+            strides.append(strides[-1] * 2)
+        head = parts.detector.build(cast(int, neck.out_channels), len(classes), strides)
+    model = Detector(dense, neck, head, classes)
+    model.parts = parts
+    return model
+
+
+def padded(images: Sequence[Tensor], fill: Sequence[float]) -> tuple[Tensor, list[Size]]:
+    """Images uint8 [3, h, w] in one batch [B, 3, H, W], as large as the largest and a multiple of 32, and their sizes.
+
+    Args:
+        images: of any sizes.
+        fill: the colour beside them, 0-1 (the mean colour, which the ViT sees as zero).
+    """
+    sizes: list[Size] = [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+    height, width = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
+    colour = torch.tensor([round(255 * channel) for channel in fill], dtype=torch.uint8)
+    batch = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+    for place, image, (h, w) in zip(batch, images, sizes, strict=True):
+        place[:, :h, :w] = image
+    return batch, sizes
+
+
+def merge_features(model: Detector) -> None:
+    """Make the ViT a plain one again where it learned by low-rank updates."""
+    features = merged(model.parts.features, model.backbone.plain)
+    model.parts = model.parts.model_copy(update={"features": features})
+
+
+@torch.no_grad()
+def detect_image(model: Detector, image: Tensor, augment: ObjectAugmentConfig) -> Detections:
+    """The objects of one image uint8 [3, H, W] at its own size, found at the size `augment` says; on the CPU."""
+    fitted, back = fit(image, augment)
+    device = next(model.parameters()).device
+    batch, sizes = padded([fitted], model.backbone.plain.config.mean)
+    found = model.detect(batch.to(device), sizes)[0].to("cpu")
+    return replace(found, boxes=back.boxes(found.boxes))
+
+
+class Labelled(Protocol):
+    """A data set as scoring sees it."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Every image's file."""
+
+    def read(self, index: int) -> tuple[Tensor, Objects]:
+        """An image uint8 [3, H, W] and its objects."""
+
+
+def score_objects(
+    model: Detector, data: Labelled, indices: Sequence[int], augment: ObjectAugmentConfig
+) -> DetectionMetric:
+    """Find the objects of the given images and compare them with the labels; see `DetectionMetric.scores`."""
+    metric = detection_scores(model.classes, model.form, model.masks)
+    model.eval()
+    for index in indices:
+        image, objects = data.read(index)
+        found = detect_image(model, image, augment)
+        metric.update(str(data.items[index].image), found, objects, (image.shape[-2], image.shape[-1]))
+    return metric
+
+
+# -------------------------------------------------------------------------------------------------------------- on disk
+
+
+def save_detector(path: Path, model: Detector, augment: ObjectAugmentConfig) -> None:
+    """Write weights, classes and description to one .safetensors file, atomically."""
+    about = {
+        "detector": model.backbone.plain.config.model_dump(mode="json"),
+        "parts": model.parts.model_dump(mode="json"),
+        "classes": list(model.classes),
+        "augment": augment.model_dump(mode="json"),
+    }
+    tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
+    metadata = {METADATA: json.dumps(about), "format": "pt"}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def load_detector(path: Path | str) -> tuple[Detector, ObjectAugmentConfig]:
+    """A detector in eval mode, and how it sees images.
+
+    Args:
+        path: a run's folder, or the model.safetensors in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or no detector.
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"{file}: does not exist; `vitp finetune` writes it when its last step is done")
+    about = read_metadata(file)
+    if "detector" not in about:
+        raise CheckpointError(f"{file}: holds no detector; give the folder of a `vitp finetune` run with task: detect")
+    config = BackboneConfig.model_validate(about["detector"])
+    parts = DetectorParts.model_validate(about["parts"])
+    model = build_detector(random_backbone(config, seed=0), about["classes"], 0, parts)
+    load_model(model, load_tensors(file), file)
+    return model.eval(), ObjectAugmentConfig.model_validate(about["augment"])
