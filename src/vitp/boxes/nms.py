@@ -44,7 +44,7 @@ def rotated_nms(
             rows.append(i[over])
             columns.append(j[over])
         if rows:
-            block = block[_greedy(len(block), torch.cat(rows), torch.cat(columns)).to(block.device)]
+            block = block[greedy(len(block), torch.cat(rows), torch.cat(columns)).to(block.device)]
         kept = torch.cat((kept, block))
         if limit is not None and len(kept) >= limit:
             return kept[:limit]
@@ -79,7 +79,7 @@ def _survivors(boxes: Tensor, labels: Tensor | None, kept: Tensor, block: Tensor
     return block[alive]
 
 
-def _greedy(count: int, rows: Tensor, columns: Tensor) -> Tensor:
+def greedy(count: int, rows: Tensor, columns: Tensor) -> Tensor:
     """Which of `count` boxes stay [count]; box rows[k] suppresses the later box columns[k] if it stays itself."""
     i: NDArray[np.int64] = rows.cpu().numpy()
     j: NDArray[np.int64] = columns.cpu().numpy()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from vitp.backbone.vit import ViTBackbone, choose_attention
@@ -20,9 +19,13 @@ from vitp.files import write_json
 from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
 from vitp.heads.necks import NeckConfig, SimpleFPNConfig
 from vitp.metrics.detection import DetectionScores
+from vitp.metrics.detection_report import best_threshold
 from vitp.tasks.detect import (
     BoxForm,
+    Detector,
     DetectorParts,
+    ObjectInference,
+    Shown,
     build_detector,
     merge_features,
     save_detector,
@@ -44,6 +47,7 @@ class DetectConfig(DownstreamConfig):
     neck: NeckConfig = SimpleFPNConfig()  # released
     data: DetectionDataConfig
     augment: ObjectAugmentConfig = ObjectAugmentConfig()
+    inference: ObjectInference = ObjectInference()
     batch_size: int = Field(default=8, ge=1)  # released: one image on each of 8 GPUs
     warmup: float = Field(default=500, ge=0)  # released: steps
     warmup_from: float | None = Field(default=1 / 3, ge=0, le=1)  # released
@@ -110,13 +114,30 @@ def finetune_detect(
     choose_attention(backbone.vit, patches, device, bf16=bf16)
     trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint)
     merge_features(task.detector)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        scores = score_objects(task.detector, data, data.test, config.augment).scores()
+    shown = Shown(augment=config.augment, inference=config.inference)
+    if data.val and shown.inference.threshold is None:
+        shown = choose_threshold(task.detector, data, shown, bf16=bf16, say=say)
+    scores = score_objects(task.detector, data, data.test, shown, bf16=bf16).scores()
     file = out / "model.safetensors"
-    save_detector(file, task.detector, config.augment)
+    save_detector(file, task.detector, shown)
     result = DetectResult(out, file, trained, scores)
     write_json(out / "metrics.json", result.numbers)
     return result
+
+
+def choose_threshold(
+    model: Detector, data: DetectionData, shown: Shown, *, bf16: bool, say: Callable[[str], None]
+) -> Shown:
+    """With the score whose F1 is highest on the validation images; as it was where nothing is found on them."""
+    best = best_threshold(model.classes, score_objects(model, data, data.val, shown, bf16=bf16).matches()).overall
+    if best is None:
+        say("threshold: nothing is found on the validation images; none is chosen")
+        return shown
+    say(
+        f"threshold: from a score of {best.score:.2f} on, {100 * best.precision:.0f} % of the finds on the validation images "
+        f"are right and {100 * best.recall:.0f} % of their objects are found"
+    )
+    return shown.model_copy(update={"inference": shown.inference.model_copy(update={"threshold": best.score})})
 
 
 def check_labels(config: DetectConfig, data: DetectionData) -> None:

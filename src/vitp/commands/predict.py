@@ -14,10 +14,18 @@ from vitp.files import file_state
 from vitp.inference.colours import class_colours
 from vitp.inference.config import PredictConfig
 from vitp.inference.jobs import Job, Ledger, find_jobs
+from vitp.inference.load_finder import is_detector, load_finder, whole_up_to
 from vitp.inference.model import RunFacts, load_predictor, read_facts, window_side, windows_at_once
-from vitp.inference.scene import Progress, Work, predict_scene
+from vitp.inference.object_files import join_coco, write_dota
+from vitp.inference.objects import ObjectWork, find_objects
+from vitp.inference.scene import Progress, Settings, Work, predict_scene
 from vitp.inference.sinks import Look
 from vitp.inference.volumes import predict_volume
+
+TOGETHER = "detections.json"
+DOTA = "task1.zip"
+_OF_MAPS = frozenset({"probabilities", "format", "compress", "overviews", "min_polygon"})
+_OF_OBJECTS = frozenset({"threshold", "merge", "dota"})
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,10 @@ def predict(
         raise ConfigError(f"{overrides[0]}: overrides are for the defaults; change the built PredictConfig itself")
     run, image, out = Path(run), Path(image), Path(out)
     facts = read_facts(run)
-    jobs = find_jobs(image, None if after is None else Path(after), out, config.reader or facts.reader)
-    work = _work(run, config, facts, progress, say)
+    objects = is_detector(run)
+    _check_settings(config, run, objects=objects)
+    jobs = find_jobs(image, None if after is None else Path(after), out, config.reader or facts.reader, objects=objects)
+    work: Work | ObjectWork = (_object_work if objects else _work)(run, config, facts, progress, say)
     for job in jobs:
         work.check_dates(job.path, job.after)
     ledger = Ledger(out, jobs, _about(run, work), overwrite=overwrite)
@@ -104,8 +114,17 @@ def predict(
             say(f"failed: {error}")
         else:
             ledger.finish(job, outputs[job.name])
+    if isinstance(work, ObjectWork):
+        outputs |= _together(image, out, [job for job in jobs if job.name not in failed], work)
     ledger.close(failed)
     return PredictResult(out, outputs, ledger.skipped, failed)
+
+
+def _check_settings(config: PredictConfig, run: Path, *, objects: bool) -> None:
+    strange = sorted(config.model_fields_set & (_OF_MAPS if objects else _OF_OBJECTS))
+    if strange:
+        gives = "finds objects and maps no pixels" if objects else "maps pixels and finds no objects"
+        raise ConfigError(f"{strange[0]}: the model of {run} {gives}; leave {' and '.join(strange)} out")
 
 
 def _work(run: Path, config: PredictConfig, facts: RunFacts, progress: Progress, say: Callable[[str], None]) -> Work:
@@ -113,15 +132,49 @@ def _work(run: Path, config: PredictConfig, facts: RunFacts, progress: Progress,
         run, device=config.device, precision=config.precision, scales=config.scales, flips=config.flips
     )
     look = Look(predictor.classes, class_colours(predictor.classes, facts.background, config.colours), facts.background)
-    weights = file_state(run / "model.safetensors" if run.is_dir() else run)
     reader = config.reader or facts.reader
     volumes = facts.volumes if config.reader is None else None
     side = window_side(config.window, own, predictor.zoom)
     batch_size = config.batch_size or windows_at_once(side * predictor.zoom, predictor.device)
-    return Work(predictor, look, config, reader, side, batch_size, weights, volumes, say, progress)
+    return Work(
+        predictor=predictor,
+        look=look,
+        config=config,
+        reader=reader,
+        side=side,
+        batch_size=batch_size,
+        weights=_weights(run),
+        volumes=volumes,
+        say=say,
+        progress=progress,
+    )
 
 
-def _about(run: Path, work: Work) -> dict[str, Any]:
+def _object_work(
+    run: Path, config: PredictConfig, facts: RunFacts, progress: Progress, say: Callable[[str], None]
+) -> ObjectWork:
+    finder, own = load_finder(run, config)
+    side = config.window or own
+    return ObjectWork(
+        finder=finder,
+        whole=whole_up_to(finder, config, side),
+        look=Look(finder.classes, class_colours(finder.classes, None, config.colours), None),
+        config=config,
+        reader=config.reader or facts.reader,
+        side=side,
+        batch_size=config.batch_size or windows_at_once(own, finder.device),
+        weights=_weights(run),
+        say=say,
+        progress=progress,
+    )
+
+
+def _weights(run: Path) -> tuple[int, int]:
+    """Size and time of change of the weights' file."""
+    return file_state(run / "model.safetensors" if run.is_dir() else run)
+
+
+def _about(run: Path, work: Settings) -> dict[str, Any]:
     """What the outputs were made with, for the manifest."""
     colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in work.look.colours]
     return {
@@ -136,7 +189,21 @@ def _about(run: Path, work: Work) -> dict[str, Any]:
     }
 
 
-def _predict(job: Job, work: Work) -> list[Path]:
+def _predict(job: Job, work: Work | ObjectWork) -> list[Path]:
+    if isinstance(work, ObjectWork):
+        return find_objects(job.path, job.target, work)
     if job.volume:
         return predict_volume(job.path, job.target, work)
     return predict_scene(job.path, job.after, job.target, work)
+
+
+def _together(image: Path, out: Path, jobs: Sequence[Job], work: ObjectWork) -> dict[str, list[Path]]:
+    """The objects of all inputs in one file, where there are several, and as a DOTA submission where that is asked for."""
+    written = []
+    if image.is_dir() and jobs:
+        written.append(out / TOGETHER)
+        join_coco(written[-1], [(job.name, job.final) for job in jobs])
+    if work.config.dota and jobs:
+        written.append(out / DOTA)
+        write_dota(written[-1], [(job.name, job.final) for job in jobs], work.finder)
+    return {"all inputs": written} if written else {}

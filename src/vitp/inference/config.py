@@ -23,8 +23,13 @@ class PredictConfig(Config):
     format: Literal["geotiff", "cog"] = "geotiff"  # of predicted GeoTIFFs; cog: cloud-optimised
     compress: Literal["deflate", "lzw", "none"] = "deflate"  # read by every GDAL build
     overviews: bool = True  # of GeoTIFFs larger than 512 pixels, so that viewers open them at once
-    polygons: Literal["geojson"] | None = None  # outlines of the classes but the background
+    polygons: Literal["geojson"] | None = None  # outlines of objects, or of the classes but the background
     min_polygon: int = Field(default=1, ge=1)  # pixels; smaller outlines are left out
+    threshold: float | None = Field(default=None, ge=0, le=1)  # score of objects; None: the run's own
+    merge: float | None = Field(
+        default=None, ge=0, le=1
+    )  # IoU from which two finds are one object; None: the run's own
+    dota: bool = False  # objects also as DOTA submission files (Task1_<class>.txt, zipped), of all inputs together
     preview: int = Field(default=1024, ge=0)  # longer side of the picture beside big outputs; 0: none
     colours: list[str] | None = None  # #rrggbb of each class; None: a fixed palette
     reader: ImageConfig | None = None  # bands, scaling, windows; None: as the run's recipe read its images

@@ -55,7 +55,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Strip:
+class Strip:
     """The pixels of one row of windows."""
 
     index: int
@@ -97,7 +97,7 @@ def predicted(
     columns = grid.columns
     # closed from the outer to the inner, so that no thread reads on when the caller stops early and closes the file
     with (
-        closing(ahead(_strips(image, grid.rows, begin))) as strips,
+        closing(ahead(strips_of(image, grid.rows, begin))) as strips,
         closing(ahead(_batches(predictor, strips, columns, batch_size))) as batches,
     ):
         for batch in batches:
@@ -109,7 +109,7 @@ def predicted(
                 yield rows
 
 
-def _strips(image: Pixels, axis: Axis, begin: int) -> Iterator[_Strip]:
+def strips_of(image: Pixels, axis: Axis, begin: int) -> Iterator[Strip]:
     """The strips of pixels from row `begin` of windows on; every row of the image is read once."""
     held: NDArray[np.uint8] | None = None
     known: NDArray[np.bool_] | None = None
@@ -121,7 +121,7 @@ def _strips(image: Pixels, axis: Axis, begin: int) -> Iterator[_Strip]:
             pixels = np.concatenate([held[:, top - end :], pixels], axis=1)
             valid = np.concatenate([known[top - end :], valid])
         held, known, end = pixels, valid, bottom
-        yield _Strip(index, torch.from_numpy(pixels), valid)
+        yield Strip(index, torch.from_numpy(pixels), valid)
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:
@@ -138,12 +138,12 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
 class _Batch:
     """Neighbouring windows of a strip with their logits [K, window, window]; None where no pixel is valid."""
 
-    strip: _Strip
+    strip: Strip
     windows: list[tuple[int, Tensor | None]]
     last: bool  # of the strip
 
 
-def _batches(predictor: Predictor, strips: Iterator[_Strip], columns: Axis, size: int) -> Iterator[_Batch]:
+def _batches(predictor: Predictor, strips: Iterator[Strip], columns: Axis, size: int) -> Iterator[_Batch]:
     """The windows from left to right, as many valid ones at a time as the model is given."""
     parts = [slice(start, start + columns.window) for start in columns.starts]
     for strip in strips:
@@ -186,7 +186,7 @@ class _Band:
         if probabilities:
             self.levels = torch.empty(kinds, rows.window, columns.length, dtype=torch.uint8)
 
-    def add(self, strip: _Strip, index: int, logits: Tensor | None, *, emit: bool) -> None:
+    def add(self, strip: Strip, index: int, logits: Tensor | None, *, emit: bool) -> None:
         """Blend a window in; its columns that no later window touches are finished."""
         rows, columns = self.grid.rows, self.grid.columns
         done = rows.finished(strip.index) - rows.starts[strip.index]
@@ -209,7 +209,7 @@ class _Band:
         self.carried[:, : rows.window - done, across] = finished[:, done:]
         self.beside = self.open[:, :, ready:].clone()
 
-    def end(self, strip: _Strip, *, emit: bool) -> Rows | None:
+    def end(self, strip: Strip, *, emit: bool) -> Rows | None:
         """After the last window of a row: its finished rows, where they are wanted."""
         rows, columns = self.grid.rows, self.grid.columns
         done = rows.finished(strip.index) - rows.starts[strip.index]

@@ -12,6 +12,7 @@ from vitp.errors import ConfigError, DataError, OutputError
 from vitp.files import raise_if_unwritable, write_json
 from vitp.images.raster import RasterConfig
 from vitp.images.read import ImageConfig, kind_of
+from vitp.inference.objects import object_list
 from vitp.inference.scene import class_map, state_folder
 from vitp.inference.volumes import volume_target
 
@@ -28,12 +29,12 @@ class Job:
     path: Path
     after: Path | None
     target: Path  # of the outputs, without suffix
-    final: Path  # the class map
+    final: Path  # the class map, or the list of objects
     volume: bool = False
 
 
-def find_jobs(image: Path, after: Path | None, out: Path, reader: ImageConfig) -> list[Job]:
-    """The inputs, sorted by name.
+def find_jobs(image: Path, after: Path | None, out: Path, reader: ImageConfig, *, objects: bool = False) -> list[Job]:
+    """The inputs, sorted by name; with `objects` their outputs are lists of what was found.
 
     Raises:
         DataError: nothing there, or a first date without second.
@@ -45,7 +46,7 @@ def find_jobs(image: Path, after: Path | None, out: Path, reader: ImageConfig) -
     if after is not None and image.is_dir() != after.is_dir():
         raise ConfigError(f"{image} and {after}: one is a folder and the other a file; give two files or two folders")
     if not image.is_dir():
-        return [_job(image.name, image, after, out, reader)]
+        return [_job(image.name, image, after, out, reader, objects)]
     jobs = []
     for path in sorted(image.rglob("*")):
         relative = path.relative_to(image)
@@ -55,7 +56,7 @@ def find_jobs(image: Path, after: Path | None, out: Path, reader: ImageConfig) -
         second = None if after is None else after / relative
         if second is not None and not second.is_file():
             raise DataError(f"has no second date: {second} does not exist; add it or take this file out", str(path))
-        jobs.append(_job(relative.as_posix(), path, second, out, reader))
+        jobs.append(_job(relative.as_posix(), path, second, out, reader, objects))
     if not jobs:
         raise DataError(f"holds no image ({', '.join(_ENDINGS)}); give another folder", str(image))
     taken: dict[Path, Job] = {}
@@ -66,11 +67,17 @@ def find_jobs(image: Path, after: Path | None, out: Path, reader: ImageConfig) -
     return jobs
 
 
-def _job(name: str, path: Path, after: Path | None, out: Path, reader: ImageConfig) -> Job:
+def _job(name: str, path: Path, after: Path | None, out: Path, reader: ImageConfig, objects: bool) -> Job:
     relative = Path(name)
     cut = len(_DOUBLE) if name.lower().endswith(_DOUBLE) else len(relative.suffix)
     target = out / (name[:-cut] if cut else name)
     kind = kind_of(path, reader if reader.raster is not None else reader.model_copy(update={"raster": RasterConfig()}))
+    if objects:
+        if kind == "nifti":
+            raise DataError(
+                "is a volume, and the model finds objects in pictures; save its slices as pictures", str(path)
+            )
+        return Job(name, path, after, target, object_list(target))
     if kind == "nifti":
         return Job(name, path, after, target, volume_target(target, path), volume=True)
     return Job(name, path, after, target, class_map(target, raster=kind == "raster"))

@@ -26,7 +26,7 @@ from vitp.tasks.segment import InferenceConfig, Segmenter, load_change, load_seg
 from vitp.train.loop_config import choose_device, uses_bf16
 
 Flips = Literal["none", "horizontal", "all"]
-_FLIPS: dict[Flips, tuple[tuple[int, ...], ...]] = {
+FLIPS: dict[Flips, tuple[tuple[int, ...], ...]] = {
     "none": ((),),
     "horizontal": ((), (-1,)),
     "all": ((), (-1,), (-2,), (-2, -1)),
@@ -72,7 +72,7 @@ class Predictor:
         total: Tensor | None = None
         for scale in self.scales:
             zoomed = _resized(windows, size, self.zoom * scale)
-            for dims in _FLIPS[self.flips]:
+            for dims in FLIPS[self.flips]:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     found = self.model(zoomed.flip(dims) if dims else zoomed)
                 found = found.float()
@@ -82,11 +82,12 @@ class Predictor:
                     found = functional.interpolate(found, size, mode="bilinear", antialias=True)
                 total = found if total is None else total + found
         assert total is not None
-        count = len(self.scales) * len(_FLIPS[self.flips])
+        count = len(self.scales) * len(FLIPS[self.flips])
         return total / count if count > 1 else total
 
 
 def _resized(windows: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    """The windows [B, C, *size] zoomed by `scale`, smoothed."""
     target = [max(1, round(size[0] * scale)), max(1, round(size[1] * scale))]
     if target == list(size):
         return windows

@@ -7,7 +7,7 @@ transform, and of an ordinary picture pixels, x to the right and y down. The fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vitp.inference.sources import Place
 from vitp.metrics.segmentation import IGNORE
 
 _PURPOSE = "writing polygons"
+Rings = Sequence[Sequence[tuple[float, float]]]
 _DIGITS = 8  # of degrees: a millimetre
 
 
@@ -32,24 +33,34 @@ def write_polygons(
         OutputError: no space left or not writable.
         MissingExtraError: rasterio is not installed.
     """
-    geographic = place is not None and place.crs is not None
-    kept = left_out = 0
-    with text_stream(path) as stream:
-        stated = "EPSG:4326 (longitude, latitude)" if geographic else "of the image's transform" if place else "pixels"
-        stream.write(f'{{"type": "FeatureCollection", "coordinates": {json.dumps(stated)}, "features": [')
+    counts = {"kept": 0, "left out": 0}
+
+    def regions() -> Iterator[tuple[Rings, dict[str, Any]]]:
         for kind, pixels, outline in _outlines(raw, size, look):
-            if pixels < smallest:
-                left_out += 1
-                continue
-            feature = {
-                "type": "Feature",
-                "properties": {"class": look.classes[kind], "id": kind, "pixels": pixels},
-                "geometry": _placed(outline, place),
-            }
-            stream.write((",\n" if kept else "\n") + json.dumps(feature))
-            kept += 1
+            counts["left out" if pixels < smallest else "kept"] += 1
+            if pixels >= smallest:
+                yield outline["coordinates"], {"class": look.classes[kind], "id": kind, "pixels": pixels}
+
+    write_features(path, regions(), place)
+    return counts["kept"], counts["left out"]
+
+
+def write_features(path: Path, features: Iterable[tuple[Rings, dict[str, Any]]], place: Place | None) -> None:
+    """Polygons (rings in pixels, the first the outer one, each closed) with their properties.
+
+    Raises:
+        OutputError: no space left or not writable.
+        MissingExtraError: rasterio is not installed and the image lies on the ground.
+    """
+    geographic = place is not None and place.crs is not None
+    stated = "EPSG:4326 (longitude, latitude)" if geographic else "of the image's transform" if place else "pixels"
+    with text_stream(path) as stream:
+        stream.write(f'{{"type": "FeatureCollection", "coordinates": {json.dumps(stated)}, "features": [')
+        for number, (rings, about) in enumerate(features):
+            outline = {"type": "Polygon", "coordinates": rings}
+            feature = {"type": "Feature", "properties": about, "geometry": _placed(outline, place)}
+            stream.write((",\n" if number else "\n") + json.dumps(feature))
         stream.write("\n]}\n")
-    return kept, left_out
 
 
 def _outlines(raw: Path, size: tuple[int, int], look: Look) -> Iterator[tuple[int, int, dict[str, Any]]]:

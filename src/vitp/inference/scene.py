@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,23 +33,22 @@ from vitp.inference.sinks import (
     write_probability_tiff,
 )
 from vitp.inference.sources import Source, opened
+from vitp.inference.thumbnail import PREVIEW, Thumbnail
 
-CLASSES, PROBABILITIES, PREVIEW = "classes", "probabilities", "preview"  # layers
+CLASSES, PROBABILITIES = "classes", "probabilities"  # layers
 Progress = Callable[[int, int], None]  # windows (slices of a volume) done, of how many
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is the same for every input of a command."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(ABC):
+    """What is the same for every input of a command, whatever the model gives."""
 
-    predictor: Predictor
     look: Look
     config: PredictConfig
     reader: ImageConfig
     side: int  # of windows, in the file's pixels
     batch_size: int  # windows of a forward pass
     weights: tuple[int, int]  # size and time of change of the weights' file
-    volumes: VolumeFolderConfig | None  # how volumes were seen in training; None: as `reader` says
     say: Callable[[str], None]
     progress: Progress
 
@@ -67,12 +66,30 @@ class Work:
             **self.config.model_dump(mode="json", include=keys),
         }
 
+    @property
+    @abstractmethod
+    def dates(self) -> int:
+        """Images an input of the model is made of."""
+
     def check_dates(self, path: Path, after: Path | None) -> None:
         """Raise ConfigError where the model wants another number of images."""
-        if self.predictor.dates == 2 and after is None:
+        if self.dates == 2 and after is None:
             raise ConfigError(f"{path}: the model compares two dates; give the second one with --after")
-        if self.predictor.dates == 1 and after is not None:
+        if self.dates == 1 and after is not None:
             raise ConfigError(f"{after}: the model takes single images, not pairs; leave --after out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Settings):
+    """What is the same for every input of a model that maps pixels."""
+
+    predictor: Predictor
+    volumes: VolumeFolderConfig | None  # how volumes were seen in training; None: as `reader` says
+
+    @property
+    def dates(self) -> int:
+        """Images an input of the model is made of."""
+        return self.predictor.dates
 
 
 def state_folder(target: Path) -> Path:
@@ -122,20 +139,17 @@ class _Layers:
     def __init__(self, source: Source, work: Work) -> None:
         self.height, self.width = source.height, source.width
         self.kinds = len(work.predictor.classes) if work.config.probabilities else 0
-        longest = max(self.height, self.width)
-        self.step = math.ceil(longest / work.config.preview) if longest > work.config.preview > 0 else 0
-
-    def preview_size(self) -> tuple[int, int]:
-        """Rows and columns of the preview."""
-        return math.ceil(self.height / self.step), math.ceil(self.width / self.step)
+        longest = work.config.preview
+        wanted = max(self.height, self.width) > longest > 0
+        self.thumbnail = Thumbnail(self.height, self.width, longest) if wanted else None
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each layer."""
         sizes = {CLASSES: self.height * self.width}
         if self.kinds:
             sizes[PROBABILITIES] = sizes[CLASSES] * self.kinds
-        if self.step:
-            sizes[PREVIEW] = 3 * math.prod(self.preview_size())
+        if self.thumbnail is not None:
+            sizes[PREVIEW] = self.thumbnail.bytes
         return sizes
 
     def store(self, rows: Rows, partial: Partial) -> None:
@@ -143,11 +157,8 @@ class _Layers:
         partial.write(CLASSES, rows.top * self.width, rows.classes)
         if rows.probabilities is not None:
             partial.write(PROBABILITIES, rows.top * self.width * self.kinds, rows.probabilities.transpose(1, 0, 2))
-        if self.step:
-            first = -rows.top % self.step
-            thin = rows.pixels[-3:, first :: self.step, :: self.step].transpose(1, 2, 0)
-            if thin.size:
-                partial.write(PREVIEW, (rows.top + first) // self.step * thin.shape[1] * 3, thin)
+        if self.thumbnail is not None:
+            self.thumbnail.store(rows.top, rows.pixels, partial)
 
 
 def _predict(source: Source, grid: Grid, layers: _Layers, partial: Partial, work: Work) -> None:
@@ -190,10 +201,10 @@ def _write(source: Source, layers: _Layers, partial: Partial, target: Path, work
         written.append(with_suffix(target, f".{config.polygons}"))
         kept, left_out = write_polygons(written[-1], ids, size, source.place, work.look, config.min_polygon)
         work.say(f"{written[-1].name}: {kept} polygons" + (f", {left_out} smaller ones left out" if left_out else ""))
-    if layers.step:
+    if layers.thumbnail is not None:
         written.append(with_suffix(target, "_preview.png"))
-        pixels = np.fromfile(partial.path(PREVIEW), dtype=np.uint8).reshape(*layers.preview_size(), 3)
-        write_preview(written[-1], pixels, _thinned(ids, layers), work.look)
+        pixels = layers.thumbnail.read(partial.path(PREVIEW))
+        write_preview(written[-1], pixels, _thinned(ids, layers, layers.thumbnail.step), work.look)
     final = class_map(target, raster=source.raster)  # last: where it stands, everything does
     if source.raster:
         write_class_tiff(final, ids, size, source.place, work.look, options)
@@ -202,9 +213,9 @@ def _write(source: Source, layers: _Layers, partial: Partial, target: Path, work
     return [final, *written]
 
 
-def _thinned(raw: Path, layers: _Layers) -> NDArray[np.uint8]:
+def _thinned(raw: Path, layers: _Layers, step: int) -> NDArray[np.uint8]:
     stored = np.memmap(raw, dtype=np.uint8, mode="r", shape=(layers.height, layers.width))
-    return np.stack([np.array(stored[row, :: layers.step]) for row in range(0, layers.height, layers.step)])
+    return np.stack([np.array(stored[row, ::step]) for row in range(0, layers.height, step)])
 
 
 def class_map(target: Path, *, raster: bool) -> Path:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,18 +21,37 @@ from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_back
 from vitp.boxes.objects import Detections, Objects
 from vitp.config import Config
 from vitp.datasets.layout import Item
-from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
+from vitp.datasets.object_transforms import ObjectAugmentConfig
 from vitp.errors import CheckpointError
 from vitp.files import write_atomic
 from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
 from vitp.heads.necks import NeckConfig, SimpleFPNConfig
 from vitp.heads.truth import Key, Size, truth_of
 from vitp.heads.two_stage import TwoStage
+from vitp.inference.finder import Finder
+from vitp.inference.model import Flips
 from vitp.metrics.detection import DetectionMetric, detection_scores
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 
 BoxForm = Literal["upright", "rotated"]
+MERGE: dict[BoxForm, float] = {"upright": 0.5, "rotated": 0.1}  # IoU of one object's finds; the released test NMS
 MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
+
+
+class ObjectInference(Config):
+    """How a detector looks at whole images; kept with the weights."""
+
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms of `augment.size` whose finds are merged
+    flips: Flips = "none"  # likewise (released: horizontal for SSDD)
+    # score from which finds are shown by `vitp predict`; None: the one of the highest F1 on the validation images
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class Shown(Config):
+    """How a detector is shown images; kept with the weights."""
+
+    augment: ObjectAugmentConfig = ObjectAugmentConfig()
+    inference: ObjectInference = ObjectInference()
 
 
 class DetectorParts(Config):
@@ -144,14 +163,20 @@ def merge_features(model: Detector) -> None:
     model.parts = model.parts.model_copy(update={"features": features})
 
 
-@torch.no_grad()
-def detect_image(model: Detector, image: Tensor, augment: ObjectAugmentConfig) -> Detections:
-    """The objects of one image uint8 [3, H, W] at its own size, found at the size `augment` says; on the CPU."""
-    fitted, back = fit(image, augment)
-    device = next(model.parameters()).device
-    batch, sizes = padded([fitted], model.backbone.plain.config.mean)
-    found = model.detect(batch.to(device), sizes)[0].to("cpu")
-    return replace(found, boxes=back.boxes(found.boxes))
+def finder_of(model: Detector, shown: Shown, *, bf16: bool = False) -> Finder:
+    """The model as `vitp finetune` scores it: every find counts, whatever its score."""
+    return Finder(
+        model,
+        model.classes,
+        next(model.parameters()).device,
+        model.form == "rotated",
+        shown.augment,
+        bf16=bf16,
+        scales=shown.inference.scales,
+        flips=shown.inference.flips,
+        merge=MERGE[model.form],
+        multiple=MULTIPLE,
+    )
 
 
 class Labelled(Protocol):
@@ -166,14 +191,14 @@ class Labelled(Protocol):
 
 
 def score_objects(
-    model: Detector, data: Labelled, indices: Sequence[int], augment: ObjectAugmentConfig
+    model: Detector, data: Labelled, indices: Sequence[int], shown: Shown, *, bf16: bool = False
 ) -> DetectionMetric:
     """Find the objects of the given images and compare them with the labels; see `DetectionMetric.scores`."""
     metric = detection_scores(model.classes, model.form, model.masks)
-    model.eval()
+    finder = finder_of(model.eval(), shown, bf16=bf16)
     for index in indices:
         image, objects = data.read(index)
-        found = detect_image(model, image, augment)
+        found = finder.find_in(image)
         metric.update(str(data.items[index].image), found, objects, (image.shape[-2], image.shape[-1]))
     return metric
 
@@ -181,21 +206,21 @@ def score_objects(
 # -------------------------------------------------------------------------------------------------------------- on disk
 
 
-def save_detector(path: Path, model: Detector, augment: ObjectAugmentConfig) -> None:
+def save_detector(path: Path, model: Detector, shown: Shown) -> None:
     """Write weights, classes and description to one .safetensors file, atomically."""
     about = {
         "detector": model.backbone.plain.config.model_dump(mode="json"),
         "parts": model.parts.model_dump(mode="json"),
         "classes": list(model.classes),
-        "augment": augment.model_dump(mode="json"),
+        "shown": shown.model_dump(mode="json"),
     }
     tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
     metadata = {METADATA: json.dumps(about), "format": "pt"}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def load_detector(path: Path | str) -> tuple[Detector, ObjectAugmentConfig]:
-    """A detector in eval mode, and how it sees images.
+def load_detector(path: Path | str) -> tuple[Detector, Shown]:
+    """A detector in eval mode, and how it is shown images.
 
     Args:
         path: a run's folder, or the model.safetensors in it.
@@ -214,4 +239,4 @@ def load_detector(path: Path | str) -> tuple[Detector, ObjectAugmentConfig]:
     parts = DetectorParts.model_validate(about["parts"])
     model = build_detector(random_backbone(config, seed=0), about["classes"], 0, parts)
     load_model(model, load_tensors(file), file)
-    return model.eval(), ObjectAugmentConfig.model_validate(about["augment"])
+    return model.eval(), Shown.model_validate(about["shown"])

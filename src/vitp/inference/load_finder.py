@@ -1,0 +1,47 @@
+"""A detector's run as a `Finder`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vitp.backbone.vit import read_metadata
+from vitp.inference.config import PredictConfig
+from vitp.inference.finder import Finder
+from vitp.tasks.detect import finder_of, load_detector
+from vitp.train.loop_config import choose_device, uses_bf16
+
+_THRESHOLD = 0.3  # ours, where no validation images chose one
+_TWICE = 2  # an image of so many times the side a model was trained at is still seen whole
+
+
+def is_detector(run: Path) -> bool:
+    """Whether a run's folder, or file, holds a detector."""
+    file = run / "model.safetensors" if run.is_dir() else run
+    return file.is_file() and "detector" in read_metadata(file)
+
+
+def load_finder(run: Path, config: PredictConfig) -> tuple[Finder, int]:
+    """The detector of a run, and the side of windows in the image's pixels.
+
+    Raises:
+        CheckpointError: missing, damaged, or no detector.
+        TrainingError: a GPU was asked for and there is none.
+    """
+    device = choose_device(config.device)
+    model, shown = load_detector(run)
+    finder = finder_of(model.to(device).eval(), shown, bf16=uses_bf16(config.precision, device))
+    own = _THRESHOLD if shown.inference.threshold is None else shown.inference.threshold
+    finder = replace(
+        finder,
+        scales=config.scales,
+        flips=config.flips,
+        merge=finder.merge if config.merge is None else config.merge,
+        threshold=own if config.threshold is None else config.threshold,
+    )
+    return finder, finder.side or max(shown.augment.sizes)
+
+
+def whole_up_to(finder: Finder, config: PredictConfig, side: int) -> int:
+    """The longer side up to which an image is seen whole: nothing is cut, and it is shown as test images are scored."""
+    return side if config.window is not None or finder.side is not None else _TWICE * side
