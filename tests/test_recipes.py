@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from vitp.ablation.plan import SweepConfig
 from vitp.cli import app
-from vitp.commands.finetune import FinetuneConfig
+from vitp.commands.finetune import recipe_kind
 from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.probe import ProbeConfig
 from vitp.commands.recipes import describe, listing, show
@@ -25,7 +25,6 @@ from vitp.recipes import find_recipe, list_recipes, load_recipe, summary
 KINDS: dict[str, type[Config]] = {
     "ablation": SweepConfig,
     "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
     "probe": ProbeConfig,
 }
 RECIPES = list_recipes()
@@ -33,7 +32,7 @@ RECIPES = list_recipes()
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_recipe_loads_and_has_its_header(path: Path) -> None:
-    kind = KINDS[path.parent.name]
+    kind = recipe_kind(path) if path.parent.name == "finetune" else KINDS[path.parent.name]
     overrides = [] if path.parent.name in ("pretrain", "ablation") else ["backbone=backbone.safetensors"]
     config = load_recipe(kind, path, overrides)
     assert dump(config)

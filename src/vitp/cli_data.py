@@ -208,6 +208,10 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     tile: Annotated[int | None, typer.Option("--tile", min=8, help="Side of the tiles; default as released.")] = None,
     overlap: Annotated[int | None, typer.Option("--overlap", min=0, help="Pixels that tiles share.")] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option("--rate", help="Of DOTA, several: tiles of tile / rate pixels. Default: 1 alone."),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="That cut and write.")] = 4,
     as_json: Json = False,
 ) -> None:
@@ -216,7 +220,7 @@ def prepare(
     from vitp.progress import Console
 
     with Console().bar("prepare", "images") as bar:
-        result = run(name, source, out, tile=tile, overlap=overlap, threads=threads, progress=bar)
+        result = run(name, source, out, tile=tile, overlap=overlap, rates=rate or None, threads=threads, progress=bar)
     for line in result.lines():
         typer.echo(line, err=as_json)
     say(f"next: vitp datasets {name} --root {out}")

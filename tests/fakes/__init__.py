@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fakes.change import levir_cd, s2looking, svcd, whu_cd
+from tests.fakes.detection import OBJECTS
 from tests.fakes.medical import amos2022, brats2021, busi, covid_qu_ex
 from tests.fakes.scenes import ade20k, isaid, loveda, oam_buildings, ssdd, uavid
 
@@ -24,4 +25,6 @@ FAKES: dict[str, Callable[[Path], Path]] = {
     "covid_qu_ex": covid_qu_ex,
     "busi": busi,  # these two are no benchmarks of the paper, but have recipes
     "oam_buildings": oam_buildings,
+    **OBJECTS,
+    "ssdd_detection": ssdd,  # the same files, read as instances
 }

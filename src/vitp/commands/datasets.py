@@ -1,4 +1,4 @@
-"""`vitp datasets`: the benchmarks of the paper's dense tasks, and whether a folder holds one of them completely."""
+"""`vitp datasets`: the benchmarks of the paper, and whether a folder holds one of them completely."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from vitp.yaml_lines import read
 
 if TYPE_CHECKING:
     from vitp.datasets.benchmark_check import FolderReport
+
+
+_FORMATS = {"coco": "COCO's JSON", "voc": "VOC's XML", "dior_r": "DIOR-R's XML", "dota": "DOTA's text"}
 
 
 @dataclass(frozen=True)
@@ -73,27 +76,39 @@ def classes_of(entry: Benchmark) -> tuple[str, ...]:
     return tuple(written) if written is not None else ("unchanged", "changed")
 
 
-def _data(entry: Benchmark) -> dict[str, Any]:
-    found: dict[str, Any] = read(recipe_folder() / "finetune" / f"{entry.name}.yaml").data["data"]
+def _recipe(entry: Benchmark) -> dict[str, Any]:
+    found: dict[str, Any] = read(recipe_folder() / "finetune" / f"{entry.name}.yaml").data
     return found
 
 
-def _detail(entry: Benchmark) -> list[str]:
+def _data(entry: Benchmark) -> dict[str, Any]:
+    found: dict[str, Any] = _recipe(entry)["data"]
+    return found
+
+
+def _meaning(entry: Benchmark) -> str:
+    """How labels are read, in words."""
     data = _data(entry)
+    if entry.task == "detect":
+        masks = " and masks" if data.get("outlines") else ""
+        return f"{_FORMATS[data['kind']]}, {_recipe(entry)['boxes']} boxes{masks}"
     values: dict[str, Any] = {
         key: data[key] for key in ("labels", "threshold", "reduce_zero_label", "ignore") if key in data
     }
     if not values.keys() - {"ignore"}:
         said = ("changed from", 128) if entry.task == "change" else ("values", "class ids")
         values = {said[0]: said[1], **values}
-    meaning = ", ".join(f"{key}: {value}" for key, value in values.items())
+    return ", ".join(f"{key}: {value}" for key, value in values.items())
+
+
+def _detail(entry: Benchmark) -> list[str]:
     lines = [f"{entry.name}: {entry.title}"]
     facts = [
         ("modality", entry.modality),
         ("licence", entry.licence),
         ("obtain", f"{entry.obtain}{f' ({entry.page})' if entry.page else ''}"),
         ("classes", ", ".join(f"{i} {name}" for i, name in enumerate(classes_of(entry)))),
-        ("labels", f"{meaning} (as the recipe reads them)"),
+        ("labels", f"{_meaning(entry)} (as the recipe reads them)"),
         *([("colours", ", ".join(f"{n} {list(c)}" for n, c in entry.colours))] if entry.colours else []),
         ("layout", "; ".join(entry.layout)),
         ("prepare", entry.preparation),

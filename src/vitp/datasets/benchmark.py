@@ -17,7 +17,7 @@ class Benchmark:
 
     name: str  # of this entry and of its recipe in recipes/finetune
     title: str
-    task: Literal["segment", "change"]
+    task: Literal["segment", "change", "detect"]
     modality: str
     licence: str
     obtain: str  # in words

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
 from vitp.datasets.benchmark import Benchmark
 from vitp.datasets.dense import DenseDataConfig, open_dataset
+from vitp.datasets.detection import DetectionDataConfig, open_detection
 from vitp.datasets.layout import belonging, find_images
+from vitp.datasets.objects_config import CocoConfig, FileLabels, ObjectRules
 from vitp.datasets.pairs import PairFolderConfig
 from vitp.datasets.prepare import NOTE, unfinished
 from vitp.datasets.splits import Split
@@ -21,6 +23,7 @@ from vitp.recipes import recipe_folder
 from vitp.yaml_lines import read
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_DataConfig = DenseDataConfig | DetectionDataConfig
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,10 @@ class FolderReport:
     name: str
     root: Path
     counts: dict[str, int]  # images, pairs or volumes of each part; empty where the folder cannot be used
-    pixels: dict[str, dict[str, int]]  # labelled pixels of each part by class
+    pixels: dict[str, dict[str, int]]  # labelled pixels of each part by class; none of detection
     missing: tuple[str, ...]  # sentences: training must not begin, or is not on the whole set
     notes: tuple[str, ...] = ()
+    objects: dict[str, dict[str, int]] = field(default_factory=dict)  # of each part by class; of detection alone
 
     @property
     def complete(self) -> bool:
@@ -54,18 +58,20 @@ class FolderReport:
             "complete": self.complete,
             "counts": self.counts,
             "pixels": self.pixels,
+            "objects": self.objects,
             "missing": list(self.missing),
             "notes": list(self.notes),
         }
 
 
-def data_of(entry: Benchmark, root: Path | None = None) -> DenseDataConfig:
+def data_of(entry: Benchmark, root: Path | None = None) -> _DataConfig:
     """What the recipe of a benchmark reads, from `root` where one is given."""
     written = dict(read(recipe_folder() / "finetune" / f"{entry.name}.yaml").data["data"])
     if root is not None:
         written["root"] = root
-    adapter: TypeAdapter[DenseDataConfig] = TypeAdapter(DenseDataConfig)
-    return adapter.validate_python(written)
+    adapter: TypeAdapter[Any] = TypeAdapter(DetectionDataConfig if entry.task == "detect" else DenseDataConfig)
+    found: _DataConfig = adapter.validate_python(written)
+    return found
 
 
 def check_folder(entry: Benchmark, root: Path, threads: int = 4) -> FolderReport:
@@ -90,32 +96,64 @@ def check_folder(entry: Benchmark, root: Path, threads: int = 4) -> FolderReport
     if missing:
         return FolderReport(entry.name, root, {}, {}, tuple(missing))
     try:
-        data = open_dataset(config)
-        report = data.check(threads)
+        counts, pixels, objects, absent, notes = _read_labels(config, threads)
     except DataError as error:
         return FolderReport(entry.name, root, {}, {}, (str(error),))
-    parts = data.volume_parts if isinstance(data, VolumeFolder) else data.parts
-    counts: dict[str, int] = {part: len(parts.of(part)) for part in _SPLITS if parts.of(part)}
     for part, expected in entry.counts.items():
         if expected is not None and counts.get(part, 0) < expected:
             missing.append(f"{part} has {counts.get(part, 0):,} of the {expected:,} {_noun(config)} of the public set")
-    notes = list(report.notes)
-    for part, expected in entry.counts.items():
         if expected is not None and counts.get(part, 0) > expected:
             notes.append(f"{part} has {counts[part]:,} {_noun(config)}, the public set {expected:,}")
-    for part in _SPLITS:
-        if counts.get(part) and (absent := report.missing(part)):
-            missing.append(f"no {part} label shows {', '.join(absent)}")
+    missing += [
+        f"no {part} label shows {', '.join(names)}" for part, names in absent.items() if names and part in counts
+    ]
+    return FolderReport(entry.name, root, counts, pixels, tuple(missing), tuple(notes), objects)
+
+
+class _Seen(NamedTuple):
+    """What reading every label found; by part."""
+
+    counts: dict[str, int]  # of the parts that are not empty
+    pixels: dict[str, dict[str, int]]
+    objects: dict[str, dict[str, int]]
+    absent: dict[Split, list[str]]  # classes that no label shows
+    notes: list[str]
+
+
+def _read_labels(config: _DataConfig, threads: int) -> _Seen:
+    """Read every label.
+
+    Raises:
+        DataError: one cannot be used, or the parts do not fit.
+    """
+    if isinstance(config, ObjectRules):
+        whole = config.model_copy(update={"skip_empty": False, "tolerate": 1.0})  # count what training may leave out
+        found = open_detection(whole)
+        looked = found.check()
+        counts = {str(part): found.parts.of(part) for part in _SPLITS}
+        objects = {str(part): looked.objects[part] for part in _SPLITS if counts[part]}
+        notes = [*(f"{'dropped' if f.dropped else 'seen'}: {f}" for f in looked.findings), *looked.notes]
+        absent = {part: looked.missing(part) for part in _SPLITS}
+        return _Seen({part: len(of) for part, of in counts.items() if of}, {}, objects, absent, notes)
+    data = open_dataset(config)
+    report = data.check(threads)
+    parts = data.volume_parts if isinstance(data, VolumeFolder) else data.parts
+    counts = {str(part): parts.of(part) for part in _SPLITS}
     pixels = {"train": report.train, "val": report.val, "test": report.test}
-    pixels = {part: found for part, found in pixels.items() if part in counts}
-    return FolderReport(entry.name, root, counts, pixels, tuple(missing), tuple(notes))
+    return _Seen(
+        {part: len(of) for part, of in counts.items() if of},
+        {part: seen for part, seen in pixels.items() if counts[part]},
+        {},
+        {part: report.missing(part) for part in _SPLITS},
+        list(report.notes),
+    )
 
 
-def _noun(config: DenseDataConfig) -> str:
-    return {"masks": "images", "pairs": "pairs", "volumes": "volumes"}[config.kind]
+def _noun(config: _DataConfig) -> str:
+    return {"pairs": "pairs", "volumes": "volumes"}.get(config.kind, "images")
 
 
-def _missing_files(entry: Benchmark, config: DenseDataConfig) -> Iterable[str]:
+def _missing_files(entry: Benchmark, config: _DataConfig) -> Iterable[str]:
     """Sentences about files and lists that are not there."""
     try:
         images = find_images(config)
@@ -131,6 +169,11 @@ def _missing_files(entry: Benchmark, config: DenseDataConfig) -> Iterable[str]:
         pattern = getattr(config, f"{part}_images")
         if pattern is not None and not any(config.root.glob(pattern)):
             yield f"all {part} images: nothing matches {config.root / pattern}"
+    if isinstance(config, CocoConfig):
+        for part in _SPLITS:
+            labels = getattr(config, f"{part}_labels")
+            if labels is not None and not (config.root / labels).is_file():
+                yield f"{config.root / labels}, the labels of all {part} images"
     for noun, template in _templates(config):
         lacking: list[Path] = []
         reason = ""
@@ -150,8 +193,12 @@ def _expected(entry: Benchmark) -> str:
     return f"the folders {'; '.join(entry.layout)}"
 
 
-def _templates(config: DenseDataConfig) -> list[tuple[str, str]]:
+def _templates(config: _DataConfig) -> list[tuple[str, str]]:
     """What belongs to every image: what it is called, and its template."""
+    if isinstance(config, CocoConfig):  # labels are in files of their own
+        return []
+    if isinstance(config, FileLabels):
+        return [("label", config.labels)]
     found = [("label", config.masks)]
     if isinstance(config, PairFolderConfig):
         found.insert(0, ("second date", config.after))

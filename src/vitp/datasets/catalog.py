@@ -1,4 +1,4 @@
-"""The benchmarks of the paper's dense tasks: where they come from, how they lie on disk, what was reached on them.
+"""The benchmarks of the paper: where they come from, how they lie on disk, what was reached on them. Here the dense tasks.
 
 Sources: paper (arXiv 2509.17562) Tables 3-6, 12-14 and appendix C.2; "released": the code published with it; sizes and layouts:
 the data sets' own pages and papers.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 
 from vitp.datasets.benchmark import Benchmark
+from vitp.datasets.catalog_detection import DETECTION
 from vitp.errors import ConfigError
 
 ISAID = Benchmark(
@@ -306,7 +307,8 @@ COVID_QU_EX = Benchmark(
 )
 
 _ENTRIES = (
-    ISAID, LOVEDA, UAVID, SSDD, ADE20K, SVCD, WHU_CD, LEVIR_CD, S2LOOKING, AMOS2022, BRATS2021, COVID_QU_EX
+    ISAID, LOVEDA, UAVID, SSDD, ADE20K, SVCD, WHU_CD, LEVIR_CD, S2LOOKING, AMOS2022, BRATS2021, COVID_QU_EX,
+    *DETECTION,
 )  # fmt: skip
 BENCHMARKS: dict[str, Benchmark] = {entry.name: entry for entry in _ENTRIES}
 

@@ -44,6 +44,7 @@ class Preparation:
     settings: Mapping[str, Any]  # what decides about the files; another preparation of the same folder is refused
     pieces: Sequence[Piece]
     lists: Mapping[Path, str] = field(default_factory=dict)  # text files written at the end
+    notes: tuple[str, ...] = ()  # what of the source is left out, and why
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,17 @@ class Prepared:
     out: Path
     written: int  # files
     kept: int  # files that were there already
+    notes: tuple[str, ...] = ()  # of the preparation
 
     def lines(self) -> list[str]:
         """For people."""
         kept = f", {self.kept:,} were there already" if self.kept else ""
-        return [f"{self.written:,} files written to {self.out}{kept}"]
+        return [f"{self.written:,} files written to {self.out}{kept}", *(f"note: {note}" for note in self.notes)]
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
-        return {"out": str(self.out), "written": self.written, "kept": self.kept}
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {"out": str(self.out), "written": self.written, "kept": self.kept, **notes}
 
 
 def run_preparation(
@@ -97,7 +100,7 @@ def run_preparation(
         write_text(file, text)
         written += 1
     write_json(out / NOTE, {**plan.settings, _FILES: written + kept})
-    return Prepared(out, written, kept)
+    return Prepared(out, written, kept, plan.notes)
 
 
 def unfinished(folder: Path) -> bool:
@@ -119,6 +122,17 @@ def save_png(pixels: NDArray[np.uint8], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     write_atomic(file, partial(_save, picture), durable=False)
+
+
+def save_lines(lines: Sequence[str], file: Path) -> None:
+    """Write a text file, in one step.
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = "".join(f"{line}\n" for line in lines).encode()
+    write_atomic(file, lambda temporary: _write(temporary, content), durable=False)
 
 
 def copy_file(source: Path, file: Path) -> None:
@@ -185,6 +199,10 @@ def _short(settings: Mapping[str, Any]) -> str:
 
 def _save(picture: Image.Image, file: Path) -> None:
     picture.save(file, format="PNG", compress_level=_COMPRESSION)
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
 
 
 def _fill(file: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Images to predict: pictures, GeoTIFFs read row by row, and pairs of them that must align."""
+"""Images to predict: pictures, GeoTIFFs and large PNGs read row by row, and pairs of them that must align."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from vitp.images.raster import (
 from vitp.images.read import ImageConfig, kind_of, read_image
 
 _CACHE_BYTES = 128 << 20  # of GDAL's decoded blocks: two rows of 512-pixel blocks of 40,000 columns in RGB
+_WHOLE_PIXELS = 25_000_000  # ours: 75 MB; larger PNGs are read row by row
 _SAMPLES, _SAMPLE_SIDE = 12, 256  # windows each way, and their side, that percentiles of a large raster are taken from
 
 
@@ -131,7 +132,8 @@ def opened(path: Path, after: Path | None, reader: ImageConfig) -> Iterator[Sour
 def _one(path: Path, reader: ImageConfig) -> Iterator[Source]:
     config = reader if reader.raster is not None else reader.model_copy(update={"raster": RasterConfig()})
     assert config.raster is not None
-    if kind_of(path, config) != "raster":
+    large = _large_png(path)
+    if kind_of(path, config) != "raster" and not large:
         pixels = read_image(path, config).contiguous().numpy()
         _, height, width = pixels.shape
         yield PictureSource(path, height, width, 3, None, False, _picture_notes(path), pixels=pixels)
@@ -142,7 +144,18 @@ def _one(path: Path, reader: ImageConfig) -> Iterator[Source]:
         orientation = tiff_orientation(path, dataset)
         if orientation > 1:
             raise turned(orientation, path)
-        yield _raster_source(path, dataset, config.raster)
+        yield replace(_raster_source(path, dataset, config.raster), raster=not large)
+
+
+def _large_png(path: Path) -> bool:
+    """Whether it is a PNG too large to be held whole: DOTA's go to 29,200 x 27,620 pixels."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(24)  # signature, then the header's length, name, width and height
+    except OSError:  # the picture reader has the sentence for it
+        return False
+    width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
+    return head.startswith(b"\x89PNG") and width * height > _WHOLE_PIXELS
 
 
 def _picture_notes(path: Path) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from vitp.errors import DataError
@@ -49,21 +50,31 @@ def read_dota(config: SynthesizeConfig) -> LabelledSet:
     found = LabelledSet("dota")
     names: set[str] = set()
     for file in files:
-        rows = [(_dota_line(text, f"{file}:{n}"), f"{file}:{n}")
-                for n, text in enumerate(read_label_text(file).splitlines(), 1)
-                if text.strip() and ":" not in text.split()[0]]  # fmt: skip
-        names |= {label for (_, label, _), _ in rows}
+        rows = list(dota_lines(file))
+        names |= {label for _, (_, label, _) in rows}
         path = images.get(file.stem)
         if path is None:
             found.skip("missing", f"{file.stem} (no image of that name)")
         elif (size := find_size(path, found, relative(path, config.root))) is not None:
             objects = tuple(
-                _oriented(corners, label, difficult, size, where, found) for (corners, label, difficult), where in rows
+                _oriented(corners, label, difficulty != 0, size, f"{file}:{number}", found)
+                for number, (corners, label, difficulty) in rows
             )
             source = relative(file, config.root)
             found.images.append(LabelledImage((relative(path, config.root),), size, source, objects))
     found.classes = tuple(sorted(names))
     return found
+
+
+def dota_lines(file: Path) -> Iterator[tuple[int, tuple[Corners, str, int]]]:
+    """Number of the line, and corners, class and difficulty, of every object in a DOTA text file.
+
+    Raises:
+        DataError: with file:line: a line is neither object nor header.
+    """
+    for number, text in enumerate(read_label_text(file).splitlines(), 1):
+        if not is_header(text):
+            yield number, dota_line(text, f"{file}:{number}")
 
 
 def _split_folder(config: SynthesizeConfig) -> Path:
@@ -98,7 +109,24 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _dota_line(text: str, where: str) -> tuple[Corners, str, bool]:
+def is_header(text: str) -> bool:
+    """Whether a line is none of an object: blank, or ``imagesource:GoogleEarth``, ``acquisition dates:...``, ``gsd:0.2``."""
+    if not text.strip():
+        return True
+    first = text.split()[0]
+    try:
+        float(first)
+    except ValueError:
+        return ":" in text
+    return False
+
+
+def dota_line(text: str, where: str) -> tuple[Corners, str, int]:
+    """Corners, class and difficulty of a line; without one the difficulty is 0. Corners may be NaN or infinite.
+
+    Raises:
+        DataError: other fields, or no numbers where there must be some.
+    """
     parts = text.split()
     fix = "write x1 y1 x2 y2 x3 y3 x4 y4 class difficult"
     if len(parts) not in (9, 10):
@@ -109,7 +137,7 @@ def _dota_line(text: str, where: str) -> tuple[Corners, str, bool]:
         raise DataError(f"'{' '.join(parts[:8])[:60]}' are no eight numbers; {fix}", where) from error
     if len(parts) == 10 and not parts[9].isdecimal():
         raise DataError(f"'{parts[9][:20]}' stands where difficult is 0 or 1; {fix}", where)
-    return (a, b, c, d, e, f, g, h), parts[8], len(parts) == 10 and int(parts[9]) != 0
+    return (a, b, c, d, e, f, g, h), parts[8], int(parts[9]) if len(parts) == 10 else 0
 
 
 def _oriented(
@@ -185,7 +213,7 @@ def _voc_image(
         return None
     node = root.find("size")
     if node is not None:
-        stated = (round(_number(node, "width", file)), round(_number(node, "height", file)))
+        stated = (round(xml_number(node, "width", file)), round(xml_number(node, "height", file)))
         if stated != (0, 0):  # some tools leave the size out this way
             check_size(stated, size, f"{file}:{node.line}")
     objects = tuple(_voc_object(thing, size, file, found) for thing in root.all("object"))
@@ -196,11 +224,11 @@ def _voc_object(node: Node, size: tuple[int, int], file: Path, found: LabelledSe
     box = node.find("bndbox")
     if box is None:
         raise DataError("an <object> has no <bndbox>; add it, or remove the object", f"{file}:{node.line}")
-    x1, y1, x2, y2 = (_number(box, tag, file) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    x1, y1, x2, y2 = (xml_number(box, tag, file) for tag in ("xmin", "ymin", "xmax", "ymax"))
     rotated = node.find("rotated_bndbox")
     quad: Corners | None = None
     if rotated is not None and rotated.find("x1") is not None:
-        a, b, c, d, e, f, g, h = (_number(rotated, f"{axis}{i}", file) for i in range(1, 5) for axis in "xy")
+        a, b, c, d, e, f, g, h = (xml_number(rotated, f"{axis}{i}", file) for i in range(1, 5) for axis in "xy")
         quad = (a, b, c, d, e, f, g, h)
     flags = [node.find(tag) for tag in ("difficult", "truncated")]
     doubtful = any(flag is not None and flag.text.strip() not in ("", "0") for flag in flags)
@@ -220,7 +248,12 @@ def _text(node: Node, tag: str, file: Path) -> str:
     return child.text.strip()
 
 
-def _number(node: Node, tag: str, file: Path) -> float:
+def xml_number(node: Node, tag: str, file: Path) -> float:
+    """The finite number that a child holds.
+
+    Raises:
+        DataError: with file:line: there is none.
+    """
     text = _text(node, tag, file)
     try:
         value = float(text)
