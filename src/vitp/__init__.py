@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitp.commands.ask import ask
     from vitp.commands.check import check
     from vitp.commands.estimate import estimate
+    from vitp.commands.evaluate import evaluate
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
     from vitp.commands.index import index
@@ -32,6 +33,7 @@ _HOMES = {
     "ask": "vitp.commands.ask",
     "check": "vitp.commands.check",
     "estimate": "vitp.commands.estimate",
+    "evaluate": "vitp.commands.evaluate",
     "export": "vitp.commands.export",
     "finetune": "vitp.commands.finetune",
     "index": "vitp.commands.index",
@@ -52,6 +54,7 @@ __all__ = [
     "ask",
     "check",
     "estimate",
+    "evaluate",
     "export",
     "finetune",
     "index",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitp import cli_data
+from vitp import cli_data, cli_evaluate
 from vitp.cli_options import Json, Overrides, Overwrite, Recipe, Resume, finish, say, speaks
 
 app = typer.Typer(
@@ -78,12 +78,22 @@ def pretrain(
     point of a grid.
     """
     from vitp.ablation.plan import is_sweep
+    from vitp.cli_sweep import run_sweep
     from vitp.commands.pretrain import pretrain as run
     from vitp.progress import Console
 
     console = Console()
     if sweep or is_sweep(recipe):
-        _sweep(recipe, overrides or [], sweep or [], then or [], list_only, resume, overwrite, as_json)
+        run_sweep(
+            recipe,
+            overrides or [],
+            sweep or [],
+            then=then or [],
+            list_only=list_only,
+            resume=resume,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
         return
     if then or list_only:
         from vitp.errors import ConfigError
@@ -105,44 +115,6 @@ def pretrain(
     finish(
         {"out": str(result.out), "loss": trained.loss, "seconds": trained.seconds, "skipped": trained.skipped}, as_json
     )
-
-
-def _sweep(
-    recipe: str,
-    overrides: list[str],
-    axes: list[str],
-    then: list[str],
-    list_only: bool,
-    resume: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    from vitp.commands.sweep import commands
-    from vitp.commands.sweep import sweep as run
-    from vitp.progress import Console
-
-    if list_only:
-        for line in commands(recipe, axes, overrides, then=then):
-            typer.echo(line)
-        return
-    console = Console()
-    with console.training("sweep") as progress:
-        result = run(
-            recipe,
-            axes,
-            overrides,
-            then=then,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-            say=console.say,
-        )
-    for line in result.lines():
-        typer.echo(line, err=as_json)
-    say(f"report: {result.out / 'sweep.html'}")
-    finish(result.to_json(), as_json)
-    if result.failed:
-        raise typer.Exit(2)
 
 
 @app.command()
@@ -228,6 +200,9 @@ def finetune(
     finish(result.numbers, as_json)
     for name, value in result.numbers.items():
         console.say(f"{name}: {value}")
+
+
+app.command()(cli_evaluate.evaluate)
 
 
 @app.command()

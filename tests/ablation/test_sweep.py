@@ -133,7 +133,7 @@ def test_a_finished_sweep_is_kept_and_grows(place: Path, done: SweepResult, monk
         ran.append(config.folder.name)  # type: ignore[attr-defined]
         return pretrain(config, **keys)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vitp.commands.sweep.pretrain", counting)
+    monkeypatch.setattr("vitp.ablation.kinds.pretrain", counting)
     monkeypatch.setattr("vitp.ablation.downstream.probe", lambda *_, **__: pytest.fail("probed again"))
     out = place / "whole"
     probe = str(place / "plain.yaml")
@@ -225,7 +225,7 @@ def test_a_crash_of_a_point_leaves_its_traceback(place: Path, tmp_path: Path, mo
             raise RuntimeError("out of memory, say")
         return pretrain(config, **keys)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vitp.commands.sweep.pretrain", breaking)
+    monkeypatch.setattr("vitp.ablation.kinds.pretrain", breaking)
     axes, overrides = ["seed=3,4"], [f"out={tmp_path / 'out'}"]
     result = vitp.sweep(place / "recipe.yaml", axes, overrides)
     assert [o.state for o in result.outcomes] == ["failed", "done"]

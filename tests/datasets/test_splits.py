@@ -42,6 +42,42 @@ def test_groups_stay_whole_and_every_image_is_in_one_part(groups: list[int], fra
     assert all(a <= b for a, b in zip(few, few[1:], strict=False))
 
 
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=60), st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=150)
+def test_shares_of_the_training_images_are_whole_groups_inside_each_other(
+    groups: list[int], seed: int, drawn: int
+) -> None:
+    assume(len(set(groups)) > 1)
+    items = _items(groups)
+    whole = split_items(items, SplitConfig(split_seed=seed), ROOT)
+    sizes = {
+        group: sum(items[i].group == group for i in whole.train) for group in {items[i].group for i in whole.train}
+    }
+    found = []
+    for fraction in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+        parts = split_items(items, SplitConfig(split_seed=seed, fraction=fraction, fraction_seed=drawn), ROOT)
+        assert parts.test == whole.test
+        assert {items[i].group for i in parts.train} & {items[i].group for i in whole.train}
+        for group in {items[i].group for i in parts.train}:  # no patient is cut
+            assert sum(items[i].group == group for i in parts.train) == sizes[group]
+        off = abs(len(parts.train) - fraction * len(whole.train))
+        assert len({items[i].group for i in parts.train}) == 1 or off <= max(sizes.values()) / 2
+        found.append(set(parts.train))
+    assert found[-1] == set(whole.train)
+    assert all(a <= b for a, b in zip(found, found[1:], strict=False))
+
+
+def test_another_seed_draws_another_share_of_the_same_training_images() -> None:
+    items = _items(list(range(50)))
+    shares = [split_items(items, SplitConfig(fraction=0.1, fraction_seed=s), ROOT) for s in (0, 0, 1)]
+    assert shares[0] == shares[1]
+    assert shares[0].train != shares[2].train
+    assert shares[0].test == shares[2].test
+    assert len(shares[0].train) == 4
+    with pytest.raises(ValueError, match="keep one"):
+        SplitConfig(fraction=0.1, train=3)
+
+
 def test_one_group_cannot_be_divided() -> None:
     with pytest.raises(DataError, match="3 images leave 3 for training, 0 for testing"):
         split_items(_items([1, 1, 1]), SplitConfig(), ROOT)

@@ -1,4 +1,4 @@
-"""Segmentation scores against scikit-learn, and the cases where an average goes quietly wrong."""
+"""Segmentation scores against scikit-learn and torchmetrics, and the cases where an average goes quietly wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, jaccard_score
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score, precision_score, recall_score
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_jaccard_index,
+)
 
 from vitp.metrics.segmentation import IGNORE, SegmentationMetric
 
@@ -43,6 +51,86 @@ def test_equals_scikit_learn_image_by_image() -> None:
     assert scores.miou_foreground == pytest.approx(jaccard_score(y, p, average="macro", labels=range(1, 5)), abs=1e-15)
     assert scores.accuracy == pytest.approx(accuracy_score(y, p), abs=1e-15)
     assert scores.pixels == int(kept.sum())
+
+
+def test_precision_recall_and_matrix_equal_scikit_learn() -> None:
+    guess, target = _random(4)
+    metric = _metric(guess, target)
+    kept = target != IGNORE
+    y, p = target[kept], guess[kept]
+    scores = metric.scores()
+    np.testing.assert_allclose(
+        scores.precision, precision_score(y, p, average=None, labels=range(5)), rtol=0, atol=1e-15
+    )
+    np.testing.assert_allclose(scores.recall, recall_score(y, p, average=None, labels=range(5)), rtol=0, atol=1e-15)
+    assert metric.matrix.tolist() == confusion_matrix(y, p, labels=range(5)).tolist()
+    assert list(scores.labelled) == [int((y == c).sum()) for c in range(5)]
+
+
+@given(
+    st.integers(2, 6),
+    st.sets(st.integers(0, 5)),
+    st.sets(st.integers(0, 5)),
+    st.floats(0, 0.9),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_equals_torchmetrics_whatever_is_absent_or_ignored(
+    classes: int, unlabelled: set[int], unpredicted: set[int], ignored: float, seed: int
+) -> None:
+    """Classes without label, without prediction or with neither, pixels left out, images fed one by one."""
+    rng = np.random.default_rng(seed)
+    labelled = [c for c in range(classes) if c not in unlabelled] or [0]
+    known = [c for c in range(classes) if c not in unpredicted] or [classes - 1]  # one alone: an empty prediction
+    target = rng.choice(labelled, (3, 7, 9))
+    guess = np.where(rng.random(target.shape) < 0.5, rng.choice(known, target.shape), target)
+    guess = np.where(np.isin(guess, known), guess, known[0])
+    target[rng.random(target.shape) < ignored] = IGNORE
+    target[0, 0, 0] = labelled[0]  # torchmetrics has no score of nothing
+    metric = _metric(guess, target, [str(c) for c in range(classes)])
+    scores = metric.scores()
+    pair = torch.from_numpy(guess), torch.from_numpy(target)
+    matrix = multiclass_confusion_matrix(*pair, classes, ignore_index=IGNORE)
+    assert torch.equal(metric.matrix, matrix)
+    present = (matrix.sum(0) + matrix.sum(1)) > 0
+    assert [name not in scores.absent for name in scores.classes] == present.tolist()
+    for own, other in (
+        (scores.iou, multiclass_jaccard_index(*pair, classes, average=None, ignore_index=IGNORE)),
+        (scores.dice, multiclass_f1_score(*pair, classes, average=None, ignore_index=IGNORE)),
+    ):
+        expected = torch.where(present, other.double(), torch.nan)
+        torch.testing.assert_close(torch.tensor(own, dtype=torch.float64), expected, rtol=0, atol=1e-6, equal_nan=True)
+    assert scores.accuracy == pytest.approx(
+        float(multiclass_accuracy(*pair, classes, average="micro", ignore_index=IGNORE)), abs=1e-6
+    )
+    assert scores.mdice == pytest.approx(
+        float(multiclass_f1_score(*pair, classes, average="macro", ignore_index=IGNORE)), abs=1e-6
+    )
+    assert scores.miou == pytest.approx(
+        float(multiclass_jaccard_index(*pair, classes, average="macro", ignore_index=IGNORE)), abs=1e-6
+    )
+
+
+def test_predicting_nothing_but_background_costs_the_other_classes_all_they_have() -> None:
+    target = torch.tensor([[0, 0, 0, 1, 1, 2]])
+    metric = SegmentationMetric(["background", "road", "roof"])
+    metric.update(torch.zeros_like(target), target)
+    scores = metric.scores()
+    assert scores.miou_foreground == scores.mdice_foreground == 0
+    assert scores.miou == pytest.approx(0.5 / 3)
+    assert math.isnan(scores.precision[1])
+    assert scores.recall == (1, 0, 0)
+    assert scores.changed == 0
+
+
+def test_nothing_labelled_is_no_score() -> None:
+    metric = SegmentationMetric(["background", "changed"])
+    metric.update(torch.zeros(2, 2, dtype=torch.int64), torch.full((2, 2), IGNORE))
+    scores = metric.scores()
+    assert math.isnan(scores.miou)
+    assert scores.changed is None
+    assert scores.absent == ("background", "changed")
+    assert scores.as_dict()["miou"] is None
 
 
 def test_a_class_in_neither_is_left_out_and_named_but_one_only_predicted_counts_as_zero() -> None:

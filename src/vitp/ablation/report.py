@@ -13,6 +13,7 @@ from vitp.train.trackers import read_log
 
 _CURVES = 12  # loss curves that can still be told apart
 _MISSING = float("nan")
+_DECADE = 10.0  # from the smallest value to the largest: from here on the axis is logarithmic
 
 
 def write_sweep_report(path: Path, name: str, axes: Sequence[Axis], outcomes: Sequence[Outcome], command: str) -> Path:
@@ -46,7 +47,7 @@ def _table(axes: Sequence[Axis], outcomes: Sequence[Outcome]) -> Table:
         titles,
         body,
         caption=f"{repeated}Loss: mean over the last tenth of the steps; where the data or the visual tokens differ, losses "
-        "say nothing about features. samples/s: median. Downstream numbers in percent.",
+        "say nothing about features. samples/s: median. Scores in percent.",
     )
 
 
@@ -68,7 +69,11 @@ def _charts(axes: Sequence[Axis], outcomes: Sequence[Outcome]) -> list[Section]:
                 Curve(key, [float(r.choices[0].value) for r in part], _means(part, name))
                 for key, part in series.items()
             ]
-            charts.append(LineChart(name, first.key, name, [_by_x(curve) for curve in curves]))
+            values = [float(choice.value) for choice in first.choices]
+            log = min(values) > 0 and max(values) >= _DECADE * min(
+                values
+            )  # fractions of 0.02 to 1 would crowd on the left
+            charts.append(LineChart(name, first.key, name, [_by_x(curve) for curve in curves], log_x=log))
         else:
             bars = [BarSeries(key, _means(part, name), _spreads(part, name)) for key, part in series.items()]
             charts.append(BarChart(name, name, [choice.label for choice in first.choices], bars))

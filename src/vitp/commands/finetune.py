@@ -32,6 +32,7 @@ from vitp.yaml_lines import read
 
 __all__ = ["DetectConfig", "FinetuneConfig", "FinetuneResult", "finetune", "load_finetune", "start_backbone"]
 
+METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 _ANY_LENGTH = 1 << 30
 
 
@@ -49,8 +50,7 @@ class FinetuneResult:
     @property
     def changed(self) -> float | None:
         """F1 of the last class, "changed", of change detection (what its papers report); None: no such class was seen."""
-        score = self.scores.f1[-1] if self.change else math.nan
-        return None if math.isnan(score) else score
+        return self.scores.changed if self.change else None
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -64,11 +64,23 @@ class FinetuneResult:
         }
 
 
+def fingerprint(config: FinetuneConfig, data: DenseData) -> dict[str, Any]:
+    """What must be equal for a resumed run to be the same run; see `images_fingerprint`."""
+    return images_fingerprint(config, data, {"inference"})
+
+
 def _say_data(data: DenseData, report: MaskReport, crop: int, say: Callable[[str], None]) -> None:
     say(f"data: {len(data.train)} training and {len(data.test)} test images, classes: {', '.join(data.classes)}")
+    if (share := data.config.fraction) < 1:
+        groups = len({data.items[i].group for i in data.train})
+        say(
+            f"data: fraction {share:g} of the training images: {len(data.train)}, of {groups} images, patients or scenes"
+        )
     unused = len(data) - len({*data.train, *data.val, *data.test})
     if unused:
-        say(f"data: {unused} images are in no part (data.train, empty_slices, or lists that leave them out)")
+        say(
+            f"data: {unused} images are in no part (data.train, data.fraction, empty_slices, or lists that leave them out)"
+        )
     if absent := report.missing("train"):
         say(f"data: no training pixel of {', '.join(absent)}; such a class cannot be learned")
     if absent := report.missing("test"):
@@ -181,9 +193,7 @@ def finetune(
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(
-        task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data, {"inference"})
-    )
+    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint(config, data))
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -193,7 +203,7 @@ def finetune(
     file = out / "model.safetensors"
     save_segmenter(file, task.segmenter, config.inference)
     result = FinetuneResult(out, file, trained, scores, report, change=config.task == "change")
-    write_json(out / "metrics.json", result.numbers)
+    write_json(out / METRICS, result.numbers)
     return result
 
 

@@ -1,4 +1,4 @@
-"""`vitp pretrain RECIPE --sweep key=a,b,c`: a grid of runs, resumable, what each is worth downstream, one table."""
+"""`vitp pretrain RECIPE --sweep key=a,b,c`, `vitp evaluate RECIPE --sweep ...`: a grid of runs, resumable, one table."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from typing import Any
 from vitp.ablation import table
 from vitp.ablation.axes import Axis
 from vitp.ablation.downstream import Downstream
-from vitp.ablation.plan import Axes, Job, Plan, described, plan_sweep
+from vitp.ablation.kinds import Kind, KindName, read_record
+from vitp.ablation.plan import Axes, Job, Plan, Variants, described, plan_sweep
 from vitp.ablation.report import write_sweep_report
 from vitp.ablation.table import Outcome
 from vitp.commands.export import export
-from vitp.commands.pretrain import pretrain
-from vitp.commands.pretrain_recipe import fingerprint
 from vitp.config import save
-from vitp.errors import CheckpointError, OutputError, VitpError
+from vitp.errors import OutputError, VitpError
 from vitp.files import write_json, write_text
-from vitp.instruction.source import Source
 from vitp.train.checkpoint import list_checkpoints
 from vitp.train.loop import MARKER, check_same_recipe
 from vitp.train.task import Progress
@@ -94,36 +92,23 @@ def _clear(folder: Path) -> None:
             item.unlink()
 
 
-def _with_progress(jobs: Sequence[Job]) -> tuple[Job, ...]:
+def _with_progress(jobs: Sequence[Job], kind: Kind) -> tuple[Job, ...]:
     """The jobs with what earlier calls finished, after a look at every point's data and recipe.
 
     Raises:
         CheckpointError: a point was begun with another recipe.
-        DataError: a source cannot be opened.
+        DataError: the data cannot be opened.
     """
-    opened: dict[str, list[Source]] = {}
     found = []
     for job in jobs:
-        key = job.config.data.model_dump_json()
-        if key not in opened:
-            opened[key] = job.config.data.open_sources()
+        now = json.loads(json.dumps(kind.fingerprint(job.config)))
         checkpoints, finished = list_checkpoints(job.config.folder), False
         if checkpoints:
-            state = _read(checkpoints[-1] / "state.json")
-            now = json.loads(json.dumps(fingerprint(job.config, opened[key])))
+            state = read_record(checkpoints[-1] / "state.json")
             check_same_recipe(state, now, checkpoints[-1])
-            finished = int(state["step"]) >= job.steps
+            finished = int(state["step"]) >= job.steps and kind.measured(job.config)
         found.append(replace(job, finished=finished))
     return tuple(found)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is unreadable ({error}); delete the point's folder to run it anew") from error
-    assert isinstance(value, dict)
-    return value
 
 
 # --------------------------------------------------------------------------------------------------------------- running
@@ -154,20 +139,25 @@ def sweep(
     overrides: Sequence[str] = (),
     *,
     then: Sequence[str] = (),
+    kind: KindName = "pretrain",
+    variants: Variants | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> SweepResult:
-    """Pretrain at every point of a grid and tabulate, with what each backbone is worth downstream.
+    """Pretrain, or fine-tune and score, at every point of a grid and tabulate, with what each backbone is worth downstream.
 
     Args:
-        recipe: a pretraining recipe (file or shipped name), or an ablation recipe, which names one.
+        recipe: a recipe of the kind (file or shipped name), or an ablation recipe, which names one.
         axes: texts as after ``--sweep`` (``drop_ratio=0,0.5``, or an ablation recipe whose axes are taken), or a
             mapping from keys to values. Points of the key ``seed`` are repetitions of the others.
-        overrides: dotted overrides of the pretraining recipe, for every point.
+        overrides: dotted overrides of the recipe, for every point.
         then: probing and fine-tuning recipes, each with its overrides behind it (``probe/rsscn7 data.root=/data``);
             they take the place of an ablation recipe's own, and ``none`` leaves them out.
+        kind: what a point is, where `recipe` is no ablation recipe.
+        variants: axes whose points set several keys: axis -> label -> overrides; `seed_variants` and `backbone_variants` of
+            `vitp.ablation.variants` make some.
         resume: keep finished points and continue the others.
         overwrite: delete an earlier sweep in the folder.
         progress: told after every step, counted over all points.
@@ -184,13 +174,13 @@ def sweep(
             "a sweep runs its points in one process: start each with torchrun (--list prints their commands), then "
             "tabulate with --resume"
         )
-    plan = plan_sweep(described(recipe, axes, overrides, then))
+    plan = plan_sweep(described(recipe, axes, overrides, then, kind, variants))
     _check_folder(plan.folder, resume=resume, overwrite=overwrite)
     for downstream in plan.then:
         downstream.check(plan.folder)
     if overwrite and plan.folder.exists():
         _clear(plan.folder)
-    plan = replace(plan, jobs=_with_progress(plan.jobs))
+    plan = replace(plan, jobs=_with_progress(plan.jobs, plan.kind))
     save(plan.config, plan.folder / RECORD)
     outcomes = [Outcome(job.point, job.config.folder, "open") for job in plan.jobs]
     left = [job for job in plan.jobs if not job.finished]
@@ -200,7 +190,7 @@ def sweep(
     for i, job in enumerate(plan.jobs):
         say(f"point {i + 1} of {len(plan.jobs)}: {job.point.name}" + (" (trained before)" if job.finished else ""))
         part = _Part(progress, before, total, i + 1, len(plan.jobs)) if progress is not None else None
-        outcomes[i] = _run(job, plan.then, part, say)
+        outcomes[i] = _run(job, plan, part, say)
         before += 0 if job.finished else job.steps
         if outcomes[i].error:
             say(f"point {job.point.name} failed: {outcomes[i].error}")
@@ -208,18 +198,17 @@ def sweep(
     return SweepResult(plan.folder, plan.axes, tuple(outcomes))
 
 
-def _run(job: Job, then: Sequence[Downstream], part: _Part | None, say: Callable[[str], None]) -> Outcome:
+def _run(job: Job, plan: Plan, part: _Part | None, say: Callable[[str], None]) -> Outcome:
     """Train one point as far as it is not, and measure it; whatever goes wrong becomes its outcome."""
     folder = job.config.folder
     _error_log(folder).unlink(missing_ok=True)
     outcome = Outcome(job.point, folder, "kept" if job.finished else "done")
     try:
         if not job.finished:
-            pretrain(job.config, resume=(folder / MARKER).is_file(), progress=part, say=say)
-        state = _read(list_checkpoints(folder)[-1] / "state.json")
-        numbers = table.training_numbers(folder, job.config.warm_start.steps, float(state["total"]["seconds"]))
-        outcome = replace(outcome, numbers=numbers)
-        for downstream in then:
+            plan.kind.train(job.config, resume=(folder / MARKER).is_file(), progress=part, say=say)
+        state = read_record(list_checkpoints(folder)[-1] / "state.json")
+        outcome = replace(outcome, numbers=plan.kind.numbers(job.config, float(state["total"]["seconds"])))
+        for downstream in plan.then:
             found = _measure(downstream, folder, anew=not job.finished, say=say)
             outcome = replace(
                 outcome,
@@ -243,7 +232,7 @@ def _measure(downstream: Downstream, folder: Path, *, anew: bool, say: Callable[
     """The numbers of a downstream recipe, run unless the same recipe was run on these weights before."""
     backbone, file = folder / "backbone.safetensors", folder / f"{downstream.label}.json"
     if not anew and file.is_file():
-        stored = _read(file)
+        stored = read_record(file)
         if stored["recipe"] == downstream.made_by(backbone, folder):
             numbers: dict[str, Any] = stored["numbers"]
             return numbers
@@ -259,22 +248,35 @@ def _write(plan: Plan, outcomes: Sequence[Outcome]) -> None:
     """The tables so far: a sweep that is stopped leaves what it found."""
     write_json(plan.folder / "sweep.json", table.to_json(plan.axes, outcomes))
     write_text(plan.folder / "sweep.csv", table.to_csv(plan.axes, outcomes))
-    command = f"vitp pretrain {shlex.quote(str(plan.folder / RECORD))} --resume"
+    command = f"vitp {plan.kind.sweeper} {shlex.quote(str(plan.folder / RECORD))} --resume"
     write_sweep_report(plan.folder / "sweep.html", plan.config.name, plan.axes, outcomes, command)
 
 
 def commands(
-    recipe: Path | str, axes: Axes = (), overrides: Sequence[str] = (), *, then: Sequence[str] = ()
+    recipe: Path | str,
+    axes: Axes = (),
+    overrides: Sequence[str] = (),
+    *,
+    then: Sequence[str] = (),
+    kind: KindName = "pretrain",
+    variants: Variants | None = None,
 ) -> list[str]:
-    """The `vitp pretrain` command of every point, to be run one by one anywhere; nothing is run here.
+    """The `vitp pretrain` or `vitp finetune` command of every point, to be run one by one anywhere; nothing is run here.
 
     Raises:
         ConfigError: a mistake in any of them.
     """
-    plan = plan_sweep(described(recipe, axes, overrides, then))
+    plan = plan_sweep(described(recipe, axes, overrides, then, kind, variants))
     return [
         shlex.join(
-            ["vitp", "pretrain", plan.config.recipe, *plan.shared, *job.point.overrides, f"out={job.config.folder}"]
+            [
+                "vitp",
+                plan.kind.command,
+                plan.config.recipe,
+                *plan.shared,
+                *job.point.overrides,
+                f"out={job.config.folder}",
+            ]
         )
         for job in plan.jobs
     ]

@@ -21,6 +21,7 @@ from vitp.errors import DataError
 from vitp.images.georeference import is_tiff
 from vitp.images.raster import RasterConfig, Window, raster_size, read_raster
 from vitp.images.read import ImageConfig, image_size, read_image
+from vitp.inference.grid import flush_starts
 from vitp.metrics.segmentation import IGNORE
 
 _SPLITS = ("train", "val", "test")
@@ -44,10 +45,7 @@ class Cut:
 
     def starts(self, length: int) -> list[int]:
         """Where tiles begin along a side; an image smaller than a tile gets one, which is padded."""
-        if length <= self.tile:
-            return [0]
-        step = self.tile - self.overlap
-        return [*range(0, length - self.tile, step), length - self.tile]
+        return flush_starts(length, self.tile, self.tile - self.overlap)
 
     def tiles(self, size: tuple[int, int]) -> list[Tile]:
         """All tiles of an image of (width, height)."""

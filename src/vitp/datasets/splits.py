@@ -32,6 +32,9 @@ class SplitConfig(Config):
     test_list: Path | None = None
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # without test images or list: a seeded share (customary)
     train: int | None = Field(default=None, ge=1)  # few-shot: so many training images; a smaller set lies in a larger
+    # data efficiency (paper, Table 15): a share of the training images, whole groups, a smaller one inside a larger one
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    fraction_seed: int | None = Field(default=None, ge=0)  # draws them; None: split_seed
     split_seed: int = Field(default=0, ge=0)
 
     @field_validator("train_images", "val_images", "test_images")
@@ -41,6 +44,8 @@ class SplitConfig(Config):
 
     @model_validator(mode="after")
     def _one_way(self) -> SplitConfig:
+        if self.train is not None and self.fraction < 1:
+            raise ValueError("train and fraction both say how much is trained on; keep one")
         for part in ("train", "val", "test"):
             if getattr(self, f"{part}_images") is not None and getattr(self, f"{part}_list") is not None:
                 raise ValueError(f"{part}_images and {part}_list both say what the {part} images are; keep one")
@@ -136,7 +141,29 @@ def split_items(
         if config.train > len(train):
             raise DataError(f"train: {config.train} images wanted, {len(train)} there; lower it", str(root))
         train = train[: config.train]
+    if config.fraction < 1:
+        train = _share(train, items, config)
     return Parts(sorted(train), sorted(val), sorted(held))
+
+
+def _share(train: Sequence[int], items: Sequence[Item], config: SplitConfig) -> list[int]:
+    """The first groups in drawn order that come nearest to `fraction` of the training images; one group at least.
+
+    A smaller share takes a shorter run of the same order, so it lies inside a larger one.
+    """
+    seed = config.split_seed if config.fraction_seed is None else config.fraction_seed
+    names = sorted({items[i].group for i in train})
+    members: dict[str, list[int]] = {}
+    for i in train:
+        members.setdefault(items[i].group, []).append(i)
+    wanted = config.fraction * len(train)
+    found: list[int] = []
+    for at in generator(seed, Purpose.MIXTURE, 5).permutation(len(names)).tolist():
+        group = members[names[at]]
+        if found and abs(len(found) + len(group) - wanted) >= abs(len(found) - wanted):
+            break
+        found += group
+    return found
 
 
 def _named(items: Sequence[Item], config: SplitConfig, root: Path, part: Split) -> set[int] | None:

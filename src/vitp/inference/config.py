@@ -17,7 +17,7 @@ class PredictConfig(Config):
     window: int | None = Field(default=None, ge=8)  # side in the model's pixels; None: the run's own, else 512
     overlap: float = Field(default=0.25, ge=0, le=0.75)  # share of a window; ours: seams were gone from a quarter up
     batch_size: int | None = Field(default=None, ge=1)  # windows of a forward pass; None: by their size and the device
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms whose logits are averaged
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms whose probabilities are averaged
     flips: Literal["none", "horizontal", "all"] = "none"  # mmsegmentation flips horizontally; `all` adds the other two
     probabilities: bool = False  # also write a band for each class
     format: Literal["geotiff", "cog"] = "geotiff"  # of predicted GeoTIFFs; cog: cloud-optimised

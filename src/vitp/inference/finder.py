@@ -19,7 +19,7 @@ from vitp.boxes.objects import Detections
 from vitp.datasets.object_geometry import Affine
 from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
 from vitp.inference.grid import make_grid
-from vitp.inference.model import FLIPS, Flips
+from vitp.inference.views import FLIPS, Flips
 
 OVERLAP = 0.25  # share of a window; DOTA's own split has 200 of 1,024 pixels
 

@@ -8,29 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from torch.nn import functional
-from torchvision.transforms.v2 import functional as images_functional
 
-from vitp.backbone.vit import read_metadata
 from vitp.datasets.dense import DenseDataConfig
 from vitp.datasets.volumes import VolumeFolderConfig
 from vitp.errors import CheckpointError
 from vitp.images.read import ImageConfig
-from vitp.tasks.segment import InferenceConfig, Segmenter, load_change, load_segmenter
+from vitp.inference.views import Flips, over_views
+from vitp.tasks.segment import load_dense
 from vitp.train.loop_config import choose_device, uses_bf16
 
-Flips = Literal["none", "horizontal", "all"]
-FLIPS: dict[Flips, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "horizontal": ((), (-1,)),
-    "all": ((), (-1,), (-2,), (-2, -1)),
-}
 _WINDOW = 512  # ours: where the run does not say; the crops of mmsegmentation's configs
 
 
@@ -66,33 +58,13 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, windows: Tensor) -> Tensor:
-        """uint8 [B, C, h, w] to float32 logits [B, K, h, w] on the model's device, averaged over scales and flips."""
+        """uint8 [B, C, h, w] to float32 logits [B, K, h, w] on the model's device; see `over_views` for several views."""
         windows = windows.to(self.device, non_blocking=True)
-        size = (windows.shape[-2], windows.shape[-1])
-        total: Tensor | None = None
-        for scale in self.scales:
-            zoomed = _resized(windows, size, self.zoom * scale)
-            for dims in FLIPS[self.flips]:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    found = self.model(zoomed.flip(dims) if dims else zoomed)
-                found = found.float()
-                if dims:
-                    found = found.flip(dims)
-                if found.shape[-2:] != size:
-                    found = functional.interpolate(found, size, mode="bilinear", antialias=True)
-                total = found if total is None else total + found
-        assert total is not None
-        count = len(self.scales) * len(FLIPS[self.flips])
-        return total / count if count > 1 else total
+        return over_views(self._forward, windows, zoom=self.zoom, scales=self.scales, flips=self.flips)
 
-
-def _resized(windows: Tensor, size: tuple[int, int], scale: float) -> Tensor:
-    """The windows [B, C, *size] zoomed by `scale`, smoothed."""
-    target = [max(1, round(size[0] * scale)), max(1, round(size[1] * scale))]
-    if target == list(size):
-        return windows
-    resized: Tensor = images_functional.resize(windows, target, antialias=True)
-    return resized
+    def _forward(self, windows: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(windows)
 
 
 def load_predictor(
@@ -105,7 +77,7 @@ def load_predictor(
         TrainingError: a GPU was asked for and there is none.
     """
     place = choose_device(device)
-    model, inference = _load_dense(run)
+    model, inference = load_dense(run)
     module: nn.Module = model.to(place).eval()
     predictor = Predictor(
         module,
@@ -118,12 +90,6 @@ def load_predictor(
         flips=flips,
     )
     return predictor, inference.window
-
-
-def _load_dense(run: Path) -> tuple[Segmenter, InferenceConfig]:
-    file = run / "model.safetensors" if run.is_dir() else run
-    parts = read_metadata(file).get("parts", {}) if file.is_file() else {}
-    return load_change(run) if parts.get("fusion") else load_segmenter(run)
 
 
 def window_side(asked: int | None, own: int | None, zoom: float) -> int:

@@ -1,7 +1,12 @@
 """Segmentation scores from one confusion matrix, filled image by image in constant memory.
 
-All scores are of the whole data set (pixels of all images pooled), as in the semantic-segmentation benchmarks; the mean
-over images of a per-image Dice, which some medical papers report, is another number.
+The policy, for IoU, Dice and the rest alike:
+
+* All scores are of the whole data set, pixels of all images pooled, as in the semantic-segmentation benchmarks; the mean
+  over images of a per-image Dice, which some medical papers report, is another number.
+* A mean is over classes. A class in neither labels nor predictions is left out of it; one that is predicted but labelled
+  nowhere counts as 0, and so does one that is labelled and never predicted.
+* Every mean is given with all classes and without the background class.
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ class SegmentationScores:
     classes: tuple[str, ...]
     iou: tuple[float, ...]  # |P and T| / |P or T|, per class
     dice: tuple[float, ...]  # 2 |P and T| / (|P| + |T|), per class; of pixels this is the F1 score
+    precision: tuple[float, ...]  # |P and T| / |P|, per class; NaN where it was never predicted
+    recall: tuple[float, ...]  # |P and T| / |T|, per class; NaN where it was never labelled
+    labelled: tuple[int, ...]  # pixels per class in the labels
     accuracy: float  # share of the labelled pixels with the right class
     miou: float  # mean over the classes present
     mdice: float
@@ -36,11 +44,24 @@ class SegmentationScores:
         """F1 per class; equal to Dice, under the name remote sensing uses."""
         return self.dice
 
+    @property
+    def changed(self) -> float | None:
+        """F1 of the last class, "changed", of change detection (what its papers report); None: no such pixel was seen."""
+        return _number(self.f1[-1])
+
     def as_dict(self) -> dict[str, object]:
         """JSON-ready; a score that does not exist is None."""
+        columns = (self.classes, self.iou, self.dice, self.precision, self.recall, self.labelled)
         per_class = {
-            name: {"iou": _number(iou), "dice": _number(dice), "f1": _number(dice)}
-            for name, iou, dice in zip(self.classes, self.iou, self.dice, strict=True)
+            name: {
+                "iou": _number(iou),
+                "dice": _number(dice),
+                "f1": _number(dice),
+                "precision": _number(precision),
+                "recall": _number(recall),
+                "pixels": pixels,
+            }
+            for name, iou, dice, precision, recall, pixels in zip(*columns, strict=True)
         }
         means = ("accuracy", "miou", "mdice", "miou_foreground", "mdice_foreground")
         return {
@@ -110,6 +131,9 @@ class SegmentationMetric:
             classes=self.classes,
             iou=tuple(iou.tolist()),
             dice=tuple(dice.tolist()),
+            precision=tuple((hit / guessed).tolist()),
+            recall=tuple((hit / labelled).tolist()),
+            labelled=tuple(self.matrix.sum(1).tolist()),
             accuracy=float(hit.sum() / total),
             miou=float(iou.nanmean()),
             mdice=float(dice.nanmean()),

@@ -31,7 +31,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class LineChart:
-    """Curves over a common axis; `log_y` leaves out what is not positive. What is left out is said under the chart."""
+    """Curves over a common axis; a logarithmic axis leaves out what is not positive. What is left out is said under the chart."""
 
     title: str
     x_label: str
@@ -39,6 +39,7 @@ class LineChart:
     curves: Sequence[Curve]
     caption: str = ""
     log_y: bool = False
+    log_x: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +139,17 @@ class Drawing:
 
 def draw_lines(chart: LineChart, width: int, height: int) -> Drawing | None:
     """Geometry of a line chart; None where no curve has a drawable point."""
-    cleaned = [clean(curve, chart.log_y)[:2] for curve in chart.curves]
+    cleaned = [clean(curve, chart.log_y, chart.log_x)[:2] for curve in chart.curves]
     if not any(len(x) for x, _ in cleaned):
         return None
     every_x, every_y = (np.concatenate(values) for values in zip(*cleaned, strict=True))
     y_low, y_high, y_values, y_texts = _axis(every_y, 5, chart.log_y, outward=True)
-    x_low, x_high, x_values, x_texts = _axis(every_x, max(4, width // 110), log=False, outward=False)
+    x_low, x_high, x_values, x_texts = _axis(every_x, max(4, width // 110), log=chart.log_x, outward=False)
     left, right = 14 + 7.2 * max(map(len, y_texts)), width - 16.0
     top, bottom = 30.0, height - 46.0
 
     def x_pixel(x: Floats) -> Floats:
+        x = np.log10(x) if chart.log_x else x
         return left + (x - x_low) / (x_high - x_low) * (right - left)
 
     def y_pixel(y: Floats) -> Floats:
@@ -169,7 +171,8 @@ def draw_lines(chart: LineChart, width: int, height: int) -> Drawing | None:
             dots += [Dot(style, round(float(a), 1), round(float(b), 1)) for a, b in pairs]
     strokes.sort(key=lambda stroke: not stroke.faint)  # faint ones below
     y_ats = y_pixel(np.power(10.0, y_values) if chart.log_y else np.asarray(y_values))
-    x_ticks = _ticks(x_pixel(np.asarray(x_values)), x_texts)
+    x_ats = x_pixel(np.power(10.0, x_values) if chart.log_x else np.asarray(x_values))
+    x_ticks = _ticks(x_ats, x_texts)
     y_ticks = _ticks(y_ats, y_texts)
     return Drawing(width, height, round(left, 1), right, top, bottom, x_ticks, y_ticks, tuple(strokes), tuple(dots))
 
@@ -198,7 +201,7 @@ def draw_bars(chart: BarChart, width: int) -> Drawing | None:
     y, bars, labels = 8.0, [], []
     for g, group in enumerate(chart.groups):
         block = len(chart.series) * (thick + gap) - gap
-        short = _shorten(group, int((width - 16 if above else column - 8) / 6.8))
+        short = shorten(group, int((width - 16 if above else column - 8) / 6.8))
         labels.append(GroupLabel(0.0 if above else column, y + 13 if above else y + block / 2 + 4, short, group))
         y += line
         for s in range(len(chart.series)):
@@ -226,15 +229,19 @@ def draw_bars(chart: BarChart, width: int) -> Drawing | None:
     )
 
 
-def clean(curve: Curve, log_y: bool) -> tuple[Floats, Floats, int]:
+def clean(curve: Curve, log_y: bool, log_x: bool = False) -> tuple[Floats, Floats, int]:
     """Drawable points of a curve as x [N] and y [N], and how many were left out."""
     x, y = np.asarray(curve.x, dtype=np.float64), np.asarray(curve.y, dtype=np.float64)
     fine = np.isfinite(x) & np.isfinite(y)
     if log_y:
         fine &= y > 0
+    if log_x:
+        fine &= x > 0
     x, y = (np.clip(values[fine], -_LARGEST, _LARGEST) for values in (x, y))
     if log_y:
         y = np.clip(y, 1e-280, 1e280)  # so that the axis, a little longer, stays finite too
+    if log_x:
+        x = np.clip(x, 1e-280, 1e280)
     return x, y, int(len(fine) - fine.sum())
 
 
@@ -284,7 +291,8 @@ def _bar_texts(values: Floats, errors: Floats) -> list[list[str]]:
     return [list(row) for row in np.array(texts, dtype=object).reshape(values.shape)]
 
 
-def _shorten(text: str, length: int) -> str:
+def shorten(text: str, length: int) -> str:
+    """A text of at most `length` letters."""
     return text if len(text) <= length else text[: max(1, length - 1)].rstrip() + "…"
 
 

@@ -31,6 +31,7 @@ from vitp.report.charts import (
     number,
     numbers,
 )
+from vitp.report.matrix import Matrix, MatrixDrawing, draw_matrix, matrix_words
 
 __all__ = [
     "BarChart",
@@ -42,6 +43,7 @@ __all__ = [
     "Facts",
     "ImageGrid",
     "LineChart",
+    "Matrix",
     "Picture",
     "Section",
     "Table",
@@ -141,7 +143,7 @@ class Facts:
     items: Sequence[tuple[str, str]]
 
 
-Section = LineChart | BarChart | Table | ImageGrid | Dialogue | Text | Commands | Facts
+Section = LineChart | BarChart | Matrix | Table | ImageGrid | Dialogue | Text | Commands | Facts
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class _Block:
     anchor: str
     section: Section
     title: str
-    drawings: tuple[tuple[str, Drawing | None], ...] = ()
+    drawings: tuple[tuple[str, Drawing | MatrixDrawing | None], ...] = ()
     summary: str = ""
     notes: tuple[str, ...] = ()
 
@@ -207,6 +209,9 @@ def _block(index: int, section: Section) -> _Block:
     if isinstance(section, BarChart):
         sizes = (("wide", draw_bars(section, WIDE)), ("narrow", draw_bars(section, NARROW)))
         return _Block(kind, anchor, section, section.title, sizes, _summary(section))
+    if isinstance(section, Matrix):
+        shown = (("wide", draw_matrix(section, WIDE)), ("narrow", draw_matrix(section, NARROW)))
+        return _Block(kind, anchor, section, section.title, shown, matrix_words(section))
     return _Block(kind, anchor, section, section.title)
 
 
@@ -220,7 +225,7 @@ def _summary(chart: LineChart | BarChart) -> str:
         return f"Bar chart of {chart.y_label}. " + "; ".join(rows)
     parts = []
     for curve in chart.curves:
-        x, y, _ = clean(curve, chart.log_y)
+        x, y, _ = clean(curve, chart.log_y, chart.log_x)
         if len(x):
             ends = f"{number(y[0])} at {number(x[0])} to {number(y[-1])} at {number(x[-1])}"
             parts.append(f"{curve.name}: from {ends}, between {number(y.min())} and {number(y.max())}")
@@ -232,10 +237,10 @@ def _summary(chart: LineChart | BarChart) -> str:
 def _notes(chart: LineChart) -> tuple[str, ...]:
     """What the reader of a line chart must know of how it was drawn."""
     notes = []
-    counts = [(curve.name, *clean(curve, chart.log_y)) for curve in chart.curves]
+    counts = [(curve.name, *clean(curve, chart.log_y, chart.log_x)) for curve in chart.curves]
     if any(len(x) > SMOOTH_ABOVE for _, x, _, _ in counts):
         notes.append("Faint: every point. Strong: running mean over a fortieth of the curve.")
-    why = "not finite or, on this logarithmic axis, not positive" if chart.log_y else "not finite"
+    why = "not finite or, on this logarithmic axis, not positive" if chart.log_y or chart.log_x else "not finite"
     for name, x, _, left_out in counts:
         if left_out:
             notes.append(f"{name}: {left_out:,} of {len(x) + left_out:,} points left out ({why}).")

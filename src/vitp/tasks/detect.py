@@ -29,7 +29,7 @@ from vitp.heads.necks import NeckConfig, SimpleFPNConfig
 from vitp.heads.truth import Key, Size, truth_of
 from vitp.heads.two_stage import TwoStage
 from vitp.inference.finder import Finder
-from vitp.inference.model import Flips
+from vitp.inference.views import Flips
 from vitp.metrics.detection import DetectionMetric, detection_scores
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 

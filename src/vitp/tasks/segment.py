@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
-from torchvision.transforms.v2 import functional as images_functional
 
 from vitp.backbone.dense import DenseBackbone
 from vitp.backbone.features import FeaturesConfig, PlainFeatures, merged
@@ -26,6 +24,8 @@ from vitp.errors import CheckpointError
 from vitp.files import write_atomic
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
 from vitp.heads.siamese import Fusion, fuse, fused_channels
+from vitp.inference.grid import flush_starts
+from vitp.inference.views import FLIPS, Flips, over_views
 from vitp.metrics.segmentation import SegmentationMetric
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 
@@ -37,6 +37,28 @@ class InferenceConfig(Config):
 
     scale: float = Field(default=1.0, gt=0)  # zoom before the model; set it to the middle of the training crops' zoom
     window: int | None = Field(default=None, ge=8)  # side of windows whose logits are averaged; None: all at once
+    stride: int | None = Field(
+        default=None, ge=1
+    )  # pixels to the next window; None: two thirds (mmsegmentation: 341 of 512)
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # further zooms, their probabilities averaged
+    flips: Flips = "none"  # likewise mirrored; mmsegmentation: horizontal
+
+    @model_validator(mode="after")
+    def _windows_touch(self) -> InferenceConfig:
+        if min(self.scales) <= 0:
+            raise ValueError(f"scales must be above 0, got {min(self.scales):g}")
+        if self.stride is not None and self.window is None:
+            raise ValueError("stride is given without window; give both, or neither for whole images")
+        if self.stride is not None and self.window is not None and self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} leaves gaps between windows of {self.window}; it may be their side at most"
+            )
+        return self
+
+    @property
+    def views(self) -> int:
+        """How often an image is predicted."""
+        return len(self.scales) * len(FLIPS[self.flips])
 
 
 class SegmenterParts(Config):
@@ -135,34 +157,30 @@ def merge_features(model: Segmenter) -> None:
 # ----------------------------------------------------------------------------------------------------------- prediction
 
 
-def _starts(length: int, window: int) -> list[int]:
-    """Where windows begin so that they cover `length`, a third of each shared with the next; the last ends flush."""
-    if length <= window:
-        return [0]
-    step = max(1, window * 2 // 3)  # mmsegmentation: windows of 512, 341 apart
-    return [*range(0, length - window, step), length - window]
-
-
 @torch.no_grad()
 def predict_logits(model: Segmenter, image: Tensor, inference: InferenceConfig = InferenceConfig()) -> Tensor:
-    """Logits [K, H, W] of one image uint8 [3, H, W] (any device); `model` is in eval mode."""
+    """Logits [K, H, W] of one image uint8 [3, H, W] (any device); `model` is in eval mode.
+
+    Windows lie on each zoomed and mirrored view and their logits are averaged there; the views' probabilities are averaged
+    (`over_views`), as in the released tests.
+    """
     image = image.to(next(model.parameters()).device)
-    height, width = image.shape[-2:]
-    if inference.scale != 1.0:
-        size = [max(1, round(height * inference.scale)), max(1, round(width * inference.scale))]
-        image = images_functional.resize(image, size, antialias=True)
-    if inference.window is None:
-        logits = model(image[None])[0].float()
-    else:
-        logits = _windowed_logits(model, image, inference.window)
-    if logits.shape[-2:] != (height, width):
-        logits = functional.interpolate(logits[None], (height, width), mode="bilinear", antialias=True)[0]
-    return cast(Tensor, logits)
+
+    def predict(view: Tensor) -> Tensor:
+        logits: Tensor = model(view) if inference.window is None else _windowed_logits(model, view[0], inference)[None]
+        return logits
+
+    return over_views(predict, image[None], zoom=inference.scale, scales=inference.scales, flips=inference.flips)[0]
 
 
-def _windowed_logits(model: Segmenter, image: Tensor, window: int) -> Tensor:
+def _windowed_logits(model: Segmenter, image: Tensor, inference: InferenceConfig) -> Tensor:
+    """Logits [K, H, W] of an image [C, H, W], the mean of all windows that hold a pixel; an image may be smaller than one."""
+    window = inference.window
+    assert window is not None
+    step = inference.stride or max(1, window * 2 // 3)
     height, width = image.shape[-2:]
-    corners = [(y, x) for y in _starts(height, window) for x in _starts(width, window)]
+    rows, columns = flush_starts(height, window, step), flush_starts(width, window, step)
+    corners = [(y, x) for y in rows for x in columns]
     total = torch.zeros(len(model.classes), height, width, device=image.device)
     count = torch.zeros(height, width, device=image.device)
     for first in range(0, len(corners), _WINDOWS_AT_ONCE):
@@ -212,6 +230,18 @@ def save_segmenter(path: Path, model: Segmenter, inference: InferenceConfig) -> 
     tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
     metadata = {METADATA: json.dumps(about), "format": "pt"}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def load_dense(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
+    """A segmenter or a change detector (which has `dates` 2) in eval mode, and how it predicts.
+
+    Args:
+        path: a run's folder, or the model.safetensors in it.
+
+    Raises:
+        CheckpointError: missing, damaged, or neither of them.
+    """
+    return _load(path)[:2]
 
 
 def load_segmenter(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
