@@ -165,6 +165,15 @@ def test_a_mended_error_on_a_found_object_takes_its_place_only_if_it_scores_high
         assert errors.ap + dict(errors.gains)["classification"] == pytest.approx(expected)
 
 
+def test_a_badly_placed_detection_of_a_difficult_object_is_mended_by_going() -> None:
+    found = [(NEAR, 0, 0.9), (SHIP, 0, 0.8)]
+    metric = _metric(found, [(PLANE, 0), (SHIP, 0)], difficult=(0,))
+    errors = error_breakdown(CLASSES, metric.matches())
+    assert _counts(errors) == {"localisation": 1, "found": 1}
+    assert errors.ap == pytest.approx(0.5)
+    assert dict(errors.gains)["localisation"] == pytest.approx(0.5)
+
+
 def test_a_class_that_is_missed_altogether_has_nothing_left_to_miss() -> None:
     errors = error_breakdown(CLASSES, _metric([(PLANE, 0, 0.9)], TRUTH).matches())
     assert errors.ap == pytest.approx(0.5)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vitp.heads.enlarged import convolve_enlarged
 from vitp.heads.layers import ConvNormReLU, KeyedDropout2d, Norm, classifier, enlarge
 
 
@@ -80,8 +82,9 @@ class UPerNetHead(nn.Module):
             path[level - 1] = path[level - 1] + enlarge(path[level], 2, _size(path[level - 1]))
         levels = [smooth(x) for smooth, x in zip(self.smooth, path[:-1], strict=True)]
         levels.append(path[-1])
-        wide = [levels[0], *(enlarge(x, 2**k, _size(levels[0])) for k, x in enumerate(levels[1:], 1))]
-        logits: Tensor = self.classify(self.dropout(self.fuse(torch.cat(wide, 1))))
+        convolution, norm, activation = self.fuse
+        fused = activation(norm(convolve_enlarged(levels, cast(Tensor, convolution.weight))))
+        logits: Tensor = self.classify(self.dropout(fused))
         return logits.float()
 
 

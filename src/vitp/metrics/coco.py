@@ -26,7 +26,7 @@ from torch import Tensor
 from vitp.boxes.formats import to_xywh
 from vitp.boxes.objects import Detections, Objects
 from vitp.boxes.paste import paste_mask
-from vitp.metrics.matching import seen_twice, usable
+from vitp.metrics.matching import check_apart, usable
 
 Kind = Literal["bbox", "segm"]
 Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}
@@ -130,8 +130,7 @@ class CocoMetric:
             DataError: the image came before, a label lies outside the classes, an object's box is not finite.
         """
         assert not detections.rotated, "COCO's scores are of boxes [N, 4]"
-        if key in self._sizes:
-            raise seen_twice(key)
+        check_apart(self._sizes, (key,))
         detections, dropped = usable(key, detections, objects, len(self.classes))
         self._sizes[key] = size
         self.dropped += dropped
@@ -147,9 +146,7 @@ class CocoMetric:
             DataError: both hold the same image.
         """
         assert (self.classes, self.masks) == (other.classes, other.masks)
-        for key in other._sizes:
-            if key in self._sizes:
-                raise seen_twice(key)
+        check_apart(self._sizes, other._sizes)
         self._sizes |= other._sizes
         self.dropped += other.dropped
         for label in range(len(self.classes)):
@@ -164,7 +161,7 @@ class CocoMetric:
         return CocoScores(self.classes, boxes, masks, len(images), self.dropped)
 
     def _encode(self, found: Detections, size: tuple[int, int]) -> _Found:
-        best = np.argsort(-found.scores.numpy(), kind="stable")[:MOST]
+        best = np.argsort(-found.scores.double().numpy(), kind="stable")[:MOST]
         masks: list[Rle] = []
         if self.masks:
             assert found.masks is not None, "mask scores are of detections with masks"

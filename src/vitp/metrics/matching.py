@@ -11,7 +11,7 @@ Shape legend: D detections, G labelled objects, of one image or of the whole set
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -101,8 +101,7 @@ class Matching:
         Raises:
             DataError: the image came before, a label lies outside the classes, an object's box is not finite.
         """
-        if key in self._images:
-            raise seen_twice(key)
+        check_apart(self._images, (key,))
         detections, dropped = usable(key, detections, objects, len(self.classes))
         self.dropped += dropped
         self._images[key] = self._match(detections, objects)
@@ -114,9 +113,7 @@ class Matching:
             DataError: both hold the same image.
         """
         assert (self.classes, self.rotated) == (other.classes, other.rotated)
-        for key in other._images:
-            if key in self._images:
-                raise seen_twice(key)
+        check_apart(self._images, other._images)
         self._images |= other._images
         self.dropped += other.dropped
 
@@ -152,7 +149,7 @@ class Matching:
         other = _best(np.where(~same & ~difficult, iou, 0.0)[:, single])
         return Matches(
             labels=labels.astype(np.int64),
-            scores=found.scores.numpy().astype(np.float64),
+            scores=found.scores.double().numpy(),
             areas=area_a,
             iou=own.iou,
             row=own.row,
@@ -199,9 +196,15 @@ def usable(key: str, detections: Detections, objects: Objects, classes: int) -> 
     return (detections.take(finite) if dropped else detections), dropped
 
 
-def seen_twice(key: str) -> DataError:
-    """What is said of an image that comes a second time."""
-    return DataError("was scored before, and an image counts once; give each image a name of its own", key)
+def check_apart(known: Mapping[str, object], new: Iterable[str]) -> None:
+    """That no image comes a second time.
+
+    Raises:
+        DataError: one does.
+    """
+    for key in new:
+        if key in known:
+            raise DataError("was scored before, and an image counts once; give each image a name of its own", key)
 
 
 def _best(overlaps: Floats) -> Best:
