@@ -13,7 +13,6 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from rasterio.transform import Affine
 from rasterio.warp import transform
@@ -28,7 +27,6 @@ from vitp.commands.predict import predict
 from vitp.errors import ConfigError, DataError
 from vitp.inference.config import PredictConfig
 from vitp.inference.finder import Finder
-from vitp.inference.object_files import Picture, run_lengths
 from vitp.metrics.dota_submission import read_submission
 
 CLASSES = ("dim", "bright")
@@ -244,20 +242,6 @@ def test_masks_are_runs_of_the_whole_picture(run: Path, tmp_path: Path, known: d
     (record,) = found.anns.values()
     assert np.array_equal(found.annToMask(record).astype(bool), pixels[0] > 60)
     assert record["area"] == 30 * 60
-
-
-def test_run_lengths_equal_those_of_the_painted_picture() -> None:
-    random = np.random.default_rng(0)
-    for height, width in ((7, 9), (12, 5), (1, 6), (6, 1)):
-        for _ in range(20):
-            h, w = random.integers(1, height + 1), random.integers(1, width + 1)
-            top, left = random.integers(0, height - h + 1), random.integers(0, width - w + 1)
-            mask = random.random((h, w)) < 0.6
-            painted = np.zeros((height, width), dtype=np.uint8, order="F")
-            painted[top : top + h, left : left + w] = mask
-            runs = run_lengths(mask, int(left), int(top), Picture("", height, width))
-            packed = coco_masks.frPyObjects(runs, height, width)
-            assert np.array_equal(coco_masks.decode(packed), painted)
 
 
 def test_a_submission_holds_every_box(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:

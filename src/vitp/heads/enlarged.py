@@ -42,7 +42,9 @@ def convolve_enlarged(levels: Sequence[Tensor], weight: Tensor) -> Tensor:
     total = functional.conv2d(finest, own, padding=1)
     if not others:
         return total
-    parts = [_taps_first(x, kernel, 2**k, size) for k, (x, kernel) in enumerate(zip(levels[1:], others, strict=True), 1)]
+    parts = [
+        _taps_first(x, kernel, 2**k, size) for k, (x, kernel) in enumerate(zip(levels[1:], others, strict=True), 1)
+    ]
     return total + torch.stack(parts).sum(0).permute(0, 3, 1, 2)
 
 

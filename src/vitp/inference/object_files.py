@@ -79,24 +79,12 @@ def _records(picture: Picture, found: Detections) -> Iterator[dict[str, Any]]:
             record["segmentation"] = [[round(number, 2) for number in rings[i]]]
             record["rotated_box"] = [*(round(number, 2) for number in box[:4]), round(box[4], 5)]
         elif found.masks is not None:
-            mask, top, left = paste_mask(found.masks[i], found.boxes[i], (picture.height, picture.width))
-            runs = run_lengths(mask.numpy(), left, top, picture)
-            record["area"] = sum(runs["counts"][1::2])
-            packed = coco_masks.frPyObjects(runs, picture.height, picture.width)
-            record["segmentation"] = {"size": runs["size"], "counts": packed["counts"].decode("ascii")}
+            size = (picture.height, picture.width)
+            runs = paste_mask(found.masks[i], found.boxes[i], size).runs(size)
+            record["area"] = sum(runs[1::2])
+            packed = coco_masks.frPyObjects({"size": list(size), "counts": runs}, *size)
+            record["segmentation"] = {"size": list(size), "counts": packed["counts"].decode("ascii")}
         yield record
-
-
-def run_lengths(mask: NDArray[np.bool_], left: int, top: int, picture: Picture) -> dict[str, Any]:
-    """A mask [h, w] at a place of a picture as COCO's uncompressed runs, without painting the picture."""
-    edges = np.diff(np.pad(mask.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)  # [w, h + 1]: columns one after another
-    columns, rows = np.nonzero(edges)
-    places = (columns + left).astype(np.int64) * picture.height + top + rows
-    places = places[np.lexsort((rows, columns))]
-    again = np.flatnonzero(places[1:] == places[:-1])  # a run that goes on in the next column
-    places = np.delete(places, np.concatenate([again, again + 1]))
-    counts = np.diff(np.concatenate([[0], places, [picture.height * picture.width]]))
-    return {"size": [picture.height, picture.width], "counts": counts.tolist()}
 
 
 def join_coco(path: Path, parts: Sequence[tuple[str, Path]]) -> None:
