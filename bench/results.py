@@ -2,8 +2,9 @@
 
     python -m bench.results --data data --backbone rsicd=backbones/rsicd_{seed}.safetensors --only remote --json
     python -m bench.results --data data --backbone medical=backbones/medical_{seed}.safetensors --only medical --json
+    python -m bench.results --data data --backbone rsicd=backbones/rsicd_0.safetensors --only detect --json
 
-`--data` is the folder that holds the data sets under their names (`bench.result_sets`). Every run fine-tunes a small ViT
+`--data` is the folder that holds the data sets under their names (`bench.result_sets`, `bench.detect_sets`). Every run fine-tunes a small ViT
 with a light head on the training part and is scored on the test part; the seed draws weights, order, crops and the split,
 and is shared by all arms, so that gains are paired. `--modes full frozen` also learns with the ViT as it is (paper, Table
 14). A backbone's file may hold {seed}. Finished runs are kept in `--out` and never repeated; backbones whose file does not
@@ -21,21 +22,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.detect_sets import DETECT_SETS, DetectSet, cut_patches
 from bench.result_sets import SETS, ResultSet, prepared
 from vitp.backbone.vit import BackboneConfig, load_backbone
-from vitp.commands.finetune import FinetuneConfig, finetune
+from vitp.commands.finetune import finetune
+from vitp.commands.finetune_detect import DetectConfig
+from vitp.commands.finetune_recipe import FinetuneConfig
 from vitp.config import dump
 from vitp.datasets.dense import open_dataset
+from vitp.datasets.detection import open_detection
 from vitp.datasets.transforms import AugmentConfig
 from vitp.files import file_state, write_json, write_text
 from vitp.heads.losses import LossTerms
 from vitp.progress import Console
 from vitp.provenance import provenance
+from vitp.recipes import load_recipe
 from vitp.tasks.segment import InferenceConfig
 from vitp.train.checkpoint import FOLDER
 
 RANDOM = "random"
-_TITLES = {"miou": "mIoU", "mdice_foreground": "Dice", "f1_changed": "F1 of changes"}
+_TITLES = {
+    "miou": "mIoU",
+    "mdice_foreground": "Dice",
+    "f1_changed": "F1 of changes",
+    "AP50": "AP50",
+    "mask_AP50": "mask AP50",
+    "mAP_voc07": "rotated mAP (VOC07)",
+}
 _PLAIN = BackboneConfig(  # of recipes/pretrain/tiny_*.yaml, where no backbone says otherwise
     architecture="vit_tiny_patch16_224", image_size=128, patch_size=16, width=192, depth=6, heads=3
 )
@@ -66,8 +79,30 @@ class Bench:
     random: BackboneConfig  # the ViT of random arms
     console: Console
 
-    def config(self, entry: ResultSet, arm: Arm, seed: int) -> FinetuneConfig:
+    def config(self, entry: ResultSet | DetectSet, arm: Arm, seed: int) -> FinetuneConfig | DetectConfig:
         """The recipe of one run."""
+        return self._detection(entry, arm, seed) if isinstance(entry, DetectSet) else self._dense(entry, arm, seed)
+
+    def _detection(self, entry: DetectSet, arm: Arm, seed: int) -> DetectConfig:
+        root = self.data / entry.folder if entry.patches is None else cut_patches(entry, self.data, self.out)
+        recipe = load_recipe(DetectConfig, f"finetune/{entry.recipe}", [
+            f"data.root={root}",
+            f"out={self._folder(entry, arm, seed)}",
+            f"seed={seed}",
+            f"steps={self.steps}",
+            f"warmup={self.steps // 10}",
+            f"checkpoint_every={self.steps}",
+            "workers=0",
+            *([] if arm.file is None else [f"backbone={arm.file.format(seed=seed)}"]),
+            *([f"backbone_config={self.random.model_dump_json()}"] if arm.file is None else []),
+            *entry.overrides,
+        ])  # fmt: skip
+        return recipe.model_copy(update={"freeze_backbone": arm.mode == "frozen"})
+
+    def _folder(self, entry: ResultSet | DetectSet, arm: Arm, seed: int) -> Path:
+        return self.out / "runs" / entry.name / f"{arm.name}_{arm.mode}_{seed}"
+
+    def _dense(self, entry: ResultSet, arm: Arm, seed: int) -> FinetuneConfig:
         data = prepared(entry, self.data, self.out / "data" / entry.name).model_copy(update={"split_seed": seed})
         medical = entry.domain == "medical" and entry.name != "chase_db1"
         # medical pictures of 256 are seen whole; all others in windows of the side the small backbones were trained on
@@ -76,7 +111,7 @@ class Bench:
             augment = augment.model_copy(update={"rot90": True, "swap_dates": 0.5 if entry.pairs else 0.0})
         return FinetuneConfig(
             name=entry.name,
-            out=self.out / "runs" / entry.name / f"{arm.name}_{arm.mode}_{seed}",
+            out=self._folder(entry, arm, seed),
             task="change" if entry.pairs else "segment",
             backbone=None if arm.file is None else Path(arm.file.format(seed=seed)),
             backbone_config=self.random if arm.file is None else None,
@@ -96,7 +131,7 @@ class Bench:
             checkpoint_every=self.steps,
         )
 
-    def run(self, entry: ResultSet, arm: Arm, seed: int) -> Scores | None:
+    def run(self, entry: ResultSet | DetectSet, arm: Arm, seed: int) -> Scores | None:
         """The scores of one run, from disk where it was done before; None where its backbone is not there."""
         config = self.config(entry, arm, seed)
         if config.backbone is not None and not config.backbone.is_file():
@@ -112,7 +147,7 @@ class Bench:
                 return kept
         with self.console.training(f"{entry.name} {arm.title} seed {seed}") as bar:
             result = finetune(config, progress=bar, overwrite=config.folder.exists())
-        divided = open_dataset(config.data)
+        divided = open_dataset(config.data) if isinstance(config, FinetuneConfig) else open_detection(config.data)
         scores = {**result.numbers, "train_images": len(divided.train), "test_images": len(divided.test)}
         shutil.rmtree(config.folder / FOLDER)  # the checkpoint: three times the weights, never resumed
         write_json(record, {"made_by": made_by, "commit": provenance()["git_commit"], "scores": scores})
@@ -123,7 +158,7 @@ class Bench:
 class Row:
     """A data set in the table: scores in percent, arm by arm and seed by seed."""
 
-    entry: ResultSet
+    entry: ResultSet | DetectSet
     values: dict[str, dict[int, float]]
     images: tuple[int, int]  # training and test pieces of the first seed
 
@@ -178,7 +213,7 @@ def to_json(rows: Sequence[Row], arms: Sequence[Arm]) -> dict[str, Any]:
     return found
 
 
-def measure(bench: Bench, entries: Sequence[ResultSet], arms: Sequence[Arm], seeds: int) -> list[Row]:
+def measure(bench: Bench, entries: Sequence[ResultSet | DetectSet], arms: Sequence[Arm], seeds: int) -> list[Row]:
     """All runs, seed by seed, the tables written after each: what is stopped leaves what it found."""
     rows = [Row(entry, {}, (0, 0)) for entry in entries]
     for seed in range(seeds):
@@ -196,13 +231,14 @@ def measure(bench: Bench, entries: Sequence[ResultSet], arms: Sequence[Arm], see
     return rows
 
 
-def chosen(names: Sequence[str]) -> list[ResultSet]:
+def chosen(names: Sequence[str]) -> list[ResultSet | DetectSet]:
     """The data sets of --only: names, or a whole domain."""
-    known = {entry.name for entry in SETS} | {entry.domain for entry in SETS}
+    everything: list[ResultSet | DetectSet] = [*SETS, *DETECT_SETS]
+    known = {entry.name for entry in everything} | {entry.domain for entry in everything}
     for name in names:
         if name not in known:
             raise SystemExit(f"--only {name}: known are {', '.join(sorted(known))}")
-    return [entry for entry in SETS if not names or entry.name in names or entry.domain in names]
+    return [entry for entry in everything if not names or entry.name in names or entry.domain in names]
 
 
 def main() -> None:
@@ -212,7 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/results"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--only", default="", help="names of data sets, or remote, or medical; with commas")
+    parser.add_argument("--only", default="", help="names of data sets, or remote, medical, detect; with commas")
     parser.add_argument("--modes", nargs="*", default=["full"], choices=["full", "frozen"])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always done)")
     args = parser.parse_args()

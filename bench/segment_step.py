@@ -210,7 +210,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seconds = alternate(theirs, ours, 1, args.rounds, clock)
         medians = [statistics.median(s) for s in seconds]
         ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-        print(f"{name}: x{ratio:.2f} (rival {medians[0]:.2f} s, ours {medians[1]:.2f} s; FLOPs x{flops[0] / flops[1]:.2f})")
+        print(
+            f"{name}: x{ratio:.2f} (rival {medians[0]:.2f} s, ours {medians[1]:.2f} s; FLOPs x{flops[0] / flops[1]:.2f})"
+        )
         result["ratio" if name == "adapter" else name] = round(ratio, 3)
         result[f"{name}_flops_ratio"] = round(flops[0] / flops[1], 3)
         result[f"{name}_samples_per_s"] = round(args.batch / medians[1], 3)
