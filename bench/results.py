@@ -4,7 +4,8 @@
     python -m bench.results --data data --backbone medical=backbones/medical_{seed}.safetensors --only medical --json
     python -m bench.results --data data --backbone rsicd=backbones/rsicd_0.safetensors --only detect --json
 
-`--data` is the folder that holds the data sets under their names (`bench.result_sets`, `bench.detect_sets`). Every run fine-tunes a small ViT
+`--data` is the folder that holds the data sets under their names (`bench.result_sets`, `bench.detect_sets`). Every run
+fine-tunes a small ViT
 with a light head on the training part and is scored on the test part; the seed draws weights, order, crops and the split,
 and is shared by all arms, so that gains are paired. `--modes full frozen` also learns with the ViT as it is (paper, Table
 14). A backbone's file may hold {seed}. Finished runs are kept in `--out` and never repeated; backbones whose file does not
@@ -21,6 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
+from pydantic import ValidationError
 
 from bench.detect_sets import DETECT_SETS, DetectSet, cut_patches
 from bench.result_sets import SETS, ResultSet, prepared
@@ -142,7 +146,7 @@ class Bench:
         made_by = {"recipe": dump(config), "weights": weights}
         if record.is_file():
             stored = json.loads(record.read_text(encoding="utf-8"))
-            if stored["made_by"] == made_by:
+            if _same(stored["made_by"], config, weights):
                 kept: Scores = stored["scores"]
                 return kept
         with self.console.training(f"{entry.name} {arm.title} seed {seed}") as bar:
@@ -152,6 +156,15 @@ class Bench:
         shutil.rmtree(config.folder / FOLDER)  # the checkpoint: three times the weights, never resumed
         write_json(record, {"made_by": made_by, "commit": provenance()["git_commit"], "scores": scores})
         return scores
+
+
+def _same(made_by: dict[str, Any], config: FinetuneConfig, weights: list[int] | None) -> bool:
+    """Whether a record is of this recipe and backbone; keys that came since have their defaults in it."""
+    try:
+        stored = FinetuneConfig.model_validate(yaml.safe_load(made_by["recipe"]))
+    except (yaml.YAMLError, ValidationError):
+        return False
+    return stored == config and made_by["weights"] == weights
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture.save(root / f"{folder}/p{i // 2}_{i}.png")
     common = {"steps": 12, "batch_size": 4, "workers": 0, "device": "cpu", "precision": "fp32", "backbone_lr": 2e-3,
               "head_lr": 4e-3, "backbone_config": TINY.model_dump(mode="json"), "augment": {"crop": 32},
-              "inference": {"window": 32, "stride": 24, "flips": "horizontal"}}  # fmt: skip
+              "inference": {"window": 32, "overlap": 0.25, "flips": "horizontal"}}  # fmt: skip
     data = {"root": str(root), "group": r"(p\d)_", "masks": "masks/{name}", "test_fraction": 0.3}
     segment = {
         **common,
@@ -141,7 +141,7 @@ def test_mistakes_are_one_sentence(runs: dict[str, Path], place: Path, tmp_path:
 def test_the_command_line_ends_with_one_line_of_json(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["vitp", "evaluate", str(runs["change"]), "inference.window=null", "inference.stride=null", "--tta", "flip"]
+    words = ["vitp", "evaluate", str(runs["change"]), "inference.window=null", "--tta", "flip"]
     monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "one"), "--json"])
     with pytest.raises(SystemExit) as end:
         main()
@@ -162,7 +162,7 @@ def test_the_command_line_ends_with_one_line_of_json(
 def test_views_average_probabilities_not_logits(place: Path) -> None:
     model = build_segmenter(random_backbone(TINY, 0), ["a", "b", "c"], 0).eval()
     image = torch.randint(0, 256, (3, 40, 52), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    inference = InferenceConfig(window=32, stride=16, flips="horizontal")
+    inference = InferenceConfig(window=32, overlap=0.5, flips="horizontal")
     found = predict_logits(model, image, inference).softmax(0)
     expected = torch.zeros(3, 40, 52)
     for flip in ((), (-1,)):
@@ -178,7 +178,7 @@ def test_views_average_probabilities_not_logits(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "window", "stride", "scales", "flips"),
+    ("recipe", "window", "step", "scales", "flips"),
     [
         ("isaid", 896, 448, (0.75, 1, 1.5), "horizontal"),
         ("uavid", 768, 512, (0.5, 0.75, 1, 1.25, 1.5, 1.75), "horizontal"),
@@ -186,16 +186,15 @@ def test_views_average_probabilities_not_logits(place: Path) -> None:
         ("s2looking", 512, 256, (1,), "none"),
     ],
 )
-def test_recipes_test_as_released(recipe: str, window: int, stride: int, scales: tuple[float, ...], flips: str) -> None:
+def test_recipes_test_as_released(recipe: str, window: int, step: int, scales: tuple[float, ...], flips: str) -> None:
     found = load_recipe(FinetuneConfig, f"finetune/{recipe}", ["backbone=x"]).inference
-    assert (found.window, found.stride, found.scales, found.flips) == (window, stride, scales, flips)
+    assert (found.window, found.step, found.scales, found.flips) == (window, step, scales, flips)
 
 
-def test_strides_that_leave_gaps_are_refused() -> None:
-    with pytest.raises(ValueError, match="leaves gaps"):
-        InferenceConfig(window=32, stride=33)
-    with pytest.raises(ValueError, match="without window"):
-        InferenceConfig(stride=32)
+@pytest.mark.parametrize("window", [8, 9, 32, 96, 128, 512, 513, 768])
+def test_windows_share_a_third_unless_said_otherwise(window: int) -> None:
+    assert InferenceConfig(window=window).step == window * 2 // 3
+    assert InferenceConfig(window=window, overlap=0).step == window
     assert flush_starts(100, 32, 32) == [0, 32, 64, 68]
     assert flush_starts(20, 32, 16) == [0]
 
@@ -298,3 +297,33 @@ def test_commands_and_mistakes_of_a_sweep(place: Path, tmp_path: Path) -> None:
 
 def test_a_model_opens_whatever_it_is(runs: dict[str, Path]) -> None:
     assert [load_dense(runs[name])[0].dates for name in ("boxes", "change")] == [1, 2]
+
+
+def test_a_detector_is_scored_through_the_same_command(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for i in range(4):
+        rng = np.random.default_rng(i)
+        x, y = (int(v) for v in rng.integers(4, 30, 2))
+        pixels = rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)
+        pixels[y : y + 20, x : x + 20] = 220
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
+        box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 20}</xmax><ymax>{y + 20}</ymax>"
+        thing = f"<object><name>box</name><bndbox>{box}</bndbox></object>"
+        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
+        (tmp_path / f"labels/{i}.xml").write_text(f"<annotation>{size}{thing}</annotation>")
+    recipe = {
+        "name": "boxes", "task": "detect", "steps": 1, "batch_size": 2, "workers": 0, "device": "cpu", "precision": "fp32",
+        "out": str(tmp_path / "run"), "backbone_config": TINY.model_dump(mode="json"), "augment": {"size": 64},
+        "detector": {"kind": "faster_rcnn"}, "head_lr": 1e-3,
+        "data": {"kind": "voc", "root": str(tmp_path), "images": "images/*.png", "labels": "labels/{stem}.xml",
+                 "classes": ["box"], "test_fraction": 0.5},
+    }  # fmt: skip
+    (tmp_path / "boxes.yaml").write_text(json.dumps(recipe))
+    own = vitp.finetune(tmp_path / "boxes.yaml").numbers
+    result = vitp.evaluate(tmp_path / "run")
+    assert result.numbers["classes"] == own["classes"]
+    assert result.lines()[-1].startswith("AP ")
+    assert result.report.is_file()
+    found = sweep(tmp_path / "boxes.yaml", ["fraction=1,0.5"], [f"out={tmp_path / 's'}"], kind="finetune")
+    assert [outcome.numbers["AP"] >= 0 for outcome in found.outcomes] == [True, True]

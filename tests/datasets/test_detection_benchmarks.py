@@ -9,38 +9,27 @@ from pathlib import Path
 import pytest
 from tests.fakes import FAKES
 from tests.fakes.detection import OBJECTS
+from tests.fakes.ready import TINY, ready
 
 from vitp.commands.datasets import classes_of
 from vitp.commands.finetune import finetune, load_finetune
 from vitp.commands.finetune_detect import DetectConfig, DetectResult
-from vitp.commands.prepare import prepare
 from vitp.datasets.benchmark import Benchmark
 from vitp.datasets.benchmark_check import check_folder, data_of
-from vitp.datasets.catalog import BENCHMARKS, benchmark
+from vitp.datasets.catalog import benchmark
 from vitp.datasets.catalog_detection import DETECTION
 from vitp.datasets.detection import open_detection
 from vitp.errors import ConfigError
 from vitp.train.optim import StepSchedule
 
 NAMES = [*OBJECTS, "ssdd_detection"]
-TINY = (
-    "backbone_config={architecture: vit_tiny_patch16_224, image_size: 32, patch_size: 16, width: 16, depth: 4, heads: 2}",
-    "steps=2",
-    "warmup=1",
-    "batch_size=2",
-    "micro_batch=2",
-    "workers=0",
-    "device=cpu",
-    "precision=fp32",
-    "log_every=1",
-    "checkpoint_every=2",
+TINY_HEAD = (
     "detector.rpn.channels=8",
     "detector.rpn.per_level=20",
     "detector.rpn.train_proposals=20",
     "detector.rpn.test_proposals=20",
     "detector.roi.width=8",
 )
-TILES = {"dota_v1": (64, 12), "dota_v1_5": (64, 12), "dota_v2": (64, 12)}  # sixteenths
 
 
 def recipe(name: str) -> DetectConfig:
@@ -56,20 +45,7 @@ def tiny(name: str, root: Path, out: Path) -> list[str]:
     parts += ["neck.channels=8"] if config.neck.kind != "none" else []
     parts += ["detector.mask.channels=8", "detector.mask.convolutions=1"] if config.detector.kind == "mask_rcnn" else []
     parts += ["augment.longest=96"] if config.augment.longest is not None else []
-    return [*TINY, *parts, "augment.size=64", f"data.root={root}", f"out={out}"]
-
-
-def ready(name: str, folder: Path) -> Path:
-    """The miniature of a data set as its recipe reads it."""
-    source = FAKES[name](folder / "source" / name)
-    if name == "dota_example":
-        prepare("dota_v1", source, folder / name, tile=64, overlap=12, threads=1)
-        return folder / name
-    if name not in BENCHMARKS or not benchmark(name).needs_preparation:
-        return source
-    tile, overlap = TILES.get(name, (None, None))
-    prepare(name, source, folder / name, tile=tile, overlap=overlap, threads=1)
-    return folder / name
+    return [*TINY, *TINY_HEAD, *parts, "augment.size=64", f"data.root={root}", f"out={out}"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,6 +143,19 @@ def test_training_and_test_images_are_those_the_release_takes(tmp_path: Path) ->
     assert all(parts[name][1] for name in ("rsar", "sardet_100k"))
     assert {image.split("__")[0] for image in parts["dota_v2"][0]} == {"images/P0000", "images/P0001"}
     assert {image.split("__")[0] for image in parts["dota_v2"][2]} == {"images/P0003"}
+
+
+def test_dota_trains_on_both_parts_as_its_header_says(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "recipes/finetune/dota_v2.yaml").read_text(encoding="utf-8")
+    said = text.split("vitp finetune dota_v2 ... ")[1].split("\n")[0].split()
+    root = ready("dota_v2", tmp_path)
+    overrides = [*said, "data.test_fraction=0.4", f"data.root={root}", "backbone=x.safetensors"]
+    config = load_finetune("dota_v2", overrides)
+    assert isinstance(config, DetectConfig)
+    data = open_detection(config.data)
+    scenes = [{data.items[i].group for i in data.indices(split)} for split in ("train", "test")]
+    assert scenes[0] | scenes[1] == {"P0000", "P0001", "P0003"}
+    assert not scenes[0] & scenes[1]  # the patches of an image stay together
 
 
 # ------------------------------------------------------------------------------------------------ what is missing

@@ -25,8 +25,9 @@ from vitp.heads.truth import truth_of
 from vitp.tasks.detect import (
     Detector,
     DetectorParts,
+    Shown,
     build_detector,
-    detect_image,
+    finder_of,
     load_detector,
     padded,
     save_detector,
@@ -245,7 +246,7 @@ def test_rotated_truth_comes_from_the_quads() -> None:
 def test_boxes_are_those_of_the_image_given() -> None:
     model, augment = _model("faster_rcnn").eval(), ObjectAugmentConfig(size=64)
     image = torch.randint(0, 255, (3, 40, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = detect_image(model, image, augment)
+    found = finder_of(model, Shown(augment=augment)).find_in(image)
     resized, _ = fit(image, augment)
     (expected,) = model.detect(resized[None])
     assert len(found)
@@ -255,15 +256,15 @@ def test_boxes_are_those_of_the_image_given() -> None:
 
 def test_a_saved_detector_finds_the_same(tmp_path: Path) -> None:
     image = torch.randint(0, 255, (3, 50, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    augment = ObjectAugmentConfig(size=64, keep_ratio=True)
+    shown = Shown(augment=ObjectAugmentConfig(size=64, keep_ratio=True))
     for kind in DETECTORS:
         model, file = _model(kind).eval(), tmp_path / f"{kind}.safetensors"
-        save_detector(file, model, augment)
+        save_detector(file, model, shown)
         again, settings = load_detector(file)
-        assert settings == augment
+        assert settings == shown
         assert again.classes == ("0", "1")
         assert (again.form, again.masks) == (model.form, model.masks)
-        first, second = detect_image(model, image, augment), detect_image(again, image, settings)
+        first, second = (finder_of(m, shown).find_in(image) for m in (model, again))
         assert torch.equal(first.boxes, second.boxes)
         assert torch.equal(first.scores, second.scores)
         assert (first.masks is None) is (kind != "mask_rcnn")
@@ -279,7 +280,7 @@ def test_a_detector_learns_two_rectangles_by_heart(folder: Path, tmp_path: Path)
         folder,
         tmp_path / "run",
         "mask_rcnn",
-        steps=70,
+        steps=45,
         batch_size=2,
         data=_data(folder, train_list="train.txt", test_list="test.txt"),
     )
@@ -298,7 +299,7 @@ def _run(config: DetectConfig, data: DetectionData, out: Path) -> dict[str, floa
     backbone = random_backbone(BackboneConfig.model_validate(TINY), 0)
     task = build_detect_task(config, data, backbone)
     train(task, config, out)
-    scores = score_objects(task.detector, data, data.test, config.augment).scores()
+    scores = score_objects(task.detector, data, data.test, Shown(augment=config.augment)).scores()
     return {name: value for name, value in scores.as_dict().items() if isinstance(value, float)}
 
 

@@ -9,21 +9,29 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vitp.ablation.table import training_numbers
-from vitp.commands.finetune import METRICS, FinetuneConfig, finetune
-from vitp.commands.finetune import fingerprint as finetune_fingerprint
+from vitp.commands.finetune import METRICS, DetectConfig, FinetuneConfig, finetune, load_finetune
+from vitp.commands.finetune_recipe import Pictures, images_fingerprint
 from vitp.commands.pretrain import pretrain
 from vitp.commands.pretrain_recipe import PretrainConfig
 from vitp.commands.pretrain_recipe import fingerprint as pretrain_fingerprint
-from vitp.datasets.dense import DenseData, open_dataset
+from vitp.datasets.dense import open_dataset
+from vitp.datasets.detection import open_detection
 from vitp.errors import CheckpointError
 from vitp.instruction.source import Source
 from vitp.recipes import load_recipe
 from vitp.train.task import Progress
 
 KindName = Literal["pretrain", "finetune"]
-Swept = PretrainConfig | FinetuneConfig
+Swept = PretrainConfig | FinetuneConfig | DetectConfig
 # Numbers of a fine-tuning that go into the table, in percent there: name in metrics.json -> name of the column.
-SCORES = {"miou": "mIoU", "mdice_foreground": "Dice", "f1_changed": "F1 changed"}
+SCORES = {
+    "miou": "mIoU",
+    "mdice_foreground": "Dice",
+    "f1_changed": "F1 changed",
+    "AP": "AP",
+    "AP50": "AP50",
+    "mAP_voc07": "mAP07",
+}
 
 
 class Kind(ABC):
@@ -99,11 +107,11 @@ class Finetuning(Kind):
     command, sweeper = "finetune", "evaluate"
 
     def __init__(self) -> None:
-        self._opened: dict[str, DenseData] = {}
+        self._opened: dict[str, Pictures] = {}
 
-    def load(self, recipe: Path | str, overrides: Sequence[str]) -> FinetuneConfig:
+    def load(self, recipe: Path | str, overrides: Sequence[str]) -> FinetuneConfig | DetectConfig:
         """A point's recipe."""
-        return load_recipe(FinetuneConfig, recipe, overrides)
+        return load_finetune(recipe, overrides)
 
     def steps(self, config: Swept) -> int:
         """Those of the loop."""
@@ -111,17 +119,17 @@ class Finetuning(Kind):
 
     def fingerprint(self, config: Swept) -> dict[str, Any]:
         """See `Kind`."""
-        assert isinstance(config, FinetuneConfig)
+        assert isinstance(config, FinetuneConfig | DetectConfig)
         if config.backbone is not None and not config.backbone.exists():
             raise CheckpointError(f"{config.backbone}: does not exist; correct the backbone's path")
-        key = config.data.model_dump_json()
+        key, detects = config.data.model_dump_json(), isinstance(config, DetectConfig)
         if key not in self._opened:
-            self._opened[key] = open_dataset(config.data)
-        return finetune_fingerprint(config, self._opened[key])
+            self._opened[key] = _open(config)
+        return images_fingerprint(config, self._opened[key], set() if detects else {"inference"})
 
     def train(self, config: Swept, *, resume: bool, progress: Progress | None, say: Callable[[str], None]) -> None:
         """Run one point."""
-        assert isinstance(config, FinetuneConfig)
+        assert isinstance(config, FinetuneConfig | DetectConfig)
         finetune(config, resume=resume, progress=progress, say=say)
 
     def numbers(self, config: Swept, seconds: float) -> dict[str, float]:
@@ -132,7 +140,12 @@ class Finetuning(Kind):
 
     def measured(self, config: Swept) -> bool:
         """Whether its scores are there."""
+        assert isinstance(config, FinetuneConfig | DetectConfig)
         return (config.folder / METRICS).is_file()
+
+
+def _open(config: FinetuneConfig | DetectConfig) -> Pictures:
+    return open_detection(config.data) if isinstance(config, DetectConfig) else open_dataset(config.data)
 
 
 def kind_of(name: KindName) -> Kind:

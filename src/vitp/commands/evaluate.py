@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from vitp.backbone.vit import read_metadata
-from vitp.commands.evaluate_dense import Asked, Tta, evaluate_dense
+from vitp.commands.evaluate_dense import evaluate_dense
+from vitp.commands.evaluate_detect import evaluate_detect
 from vitp.commands.finetune import METRICS
+from vitp.commands.scoring import Asked, Tta
 from vitp.datasets.splits import Split
 from vitp.errors import CheckpointError, ConfigError, OutputError
 
 # What a model's file says it holds -> who scores it.
-_SCORERS: dict[str, Callable[[Asked], tuple[dict[str, Any], list[str]]]] = {"segmenter": evaluate_dense}
+_SCORERS: dict[str, Callable[[Asked], tuple[dict[str, Any], list[str]]]] = {
+    "segmenter": evaluate_dense,
+    "detector": evaluate_detect,
+}
 REPORT = "report.html"
 
 

@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitp.commands.finetune import FinetuneConfig
+from vitp.commands.scoring import Asked, asked_indices, asked_recipe, read_ahead, viewed
 from vitp.datasets.dense import DenseData, open_dataset
-from vitp.datasets.splits import Split
-from vitp.errors import ConfigError, DataError
+from vitp.errors import ConfigError
 from vitp.files import write_json
 from vitp.inference.colours import class_colours
-from vitp.inference.engine import ahead
 from vitp.metrics.segmentation import SegmentationMetric
-from vitp.recipes import load_recipe
 from vitp.report.segmentation import Shown, lines, shrink, write_segmentation_report
-from vitp.tasks.segment import InferenceConfig, Segmenter, load_dense, predict_masks
+from vitp.tasks.segment import load_dense, predict_masks
 from vitp.train.loop_config import choose_device, uses_bf16
-
-Tta = Literal["own", "none", "flip", "multiscale"]
-_SCALES = (0.75, 1.0, 1.25)  # declared by the released change configs
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What an evaluation is asked to do, whatever its task; see `vitp.commands.evaluate.evaluate`."""
-
-    model: Path
-    recipe: Path
-    overrides: tuple[str, ...]
-    split: Split
-    tta: Tta
-    metrics: Path
-    report: Path
-    pictures: int
-    progress: Callable[[int, int], None]
-    say: Callable[[str], None]
 
 
 def evaluate_dense(asked: Asked) -> tuple[dict[str, Any], list[str]]:
@@ -56,19 +31,16 @@ def evaluate_dense(asked: Asked) -> tuple[dict[str, Any], list[str]]:
         CheckpointError: the model cannot be opened.
         OutputError: the results cannot be written.
     """
-    # the recipe's own backbone need not be there any more: the model holds its weights
-    stands_in = [f"backbone={json.dumps(str(asked.model))}", "backbone_config=null"]
-    config = load_recipe(FinetuneConfig, asked.recipe, [*stands_in, *asked.overrides])
+    config = asked_recipe(asked)
+    if not isinstance(config, FinetuneConfig):
+        raise ConfigError(f"{asked.recipe}: has task: {config.task}, and {asked.model} maps pixels (segment, change)")
     model, _ = load_dense(asked.model)
     data = open_dataset(config.data)
-    _require_fit(model, data, asked)
-    indices = data.indices(asked.split)
-    if not indices:
-        raise DataError(
-            f"has no {asked.split} images; name them in data.{asked.split}_images or data.{asked.split}_list, or score another "
-            "--split",
-            str(config.data.root),
-        )
+    pairs = data.config.kind == "pairs"
+    if pairs != (model.dates > 1):
+        found = ("pairs", "single images") if pairs else ("single images", "pairs")
+        raise ConfigError(f"{asked.recipe}: its data are {found[0]}, and {asked.model} takes {found[1]}")
+    indices = asked_indices(asked, data, config.data.root, model.classes)
     device = choose_device(config.device)
     inference = viewed(config.inference, asked.tta)
     asked.say(
@@ -79,7 +51,7 @@ def evaluate_dense(asked: Asked) -> tuple[dict[str, Any], list[str]]:
     metric = SegmentationMetric(data.classes, background=config.data.background)
     gallery = _Gallery(len(indices), asked.pictures)
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config.precision, device)):
-        for done, (index, dates, label) in enumerate(_read(data, indices), 1):
+        for done, (index, (*dates, label)) in enumerate(read_ahead(data.read, indices), 1):
             (predicted,) = predict_masks(model.to(device), [torch.cat(dates)], inference)
             metric.update(predicted, label)
             gallery.add(_name(data, index), dates, label, predicted)
@@ -109,39 +81,6 @@ def evaluate_dense(asked: Asked) -> tuple[dict[str, Any], list[str]]:
     title = f"{config.name}, {asked.split} images"
     write_segmentation_report(asked.report, title, facts, metric, gallery.shown(), colours)
     return numbers, [*lines(scores), *([f"F1 of changes {_percent(scores.f1[-1])}"] if model.dates > 1 else [])]
-
-
-def viewed(inference: InferenceConfig, tta: Tta) -> InferenceConfig:
-    """The inference with other views, where others are asked for."""
-    if tta == "own":
-        return inference
-    scales = _SCALES if tta == "multiscale" else (1.0,)
-    return inference.model_copy(update={"scales": scales, "flips": "none" if tta == "none" else "horizontal"})
-
-
-def _require_fit(model: Segmenter, data: DenseData, asked: Asked) -> None:
-    """Refuse data that the model was not made for."""
-    pairs = data.config.kind == "pairs"
-    if pairs != (model.dates > 1):
-        found = ("pairs", "single images") if pairs else ("single images", "pairs")
-        raise ConfigError(f"{asked.recipe}: its data are {found[0]}, and {asked.model} takes {found[1]}")
-    if tuple(data.classes) != tuple(model.classes):
-        raise ConfigError(
-            f"{asked.recipe}: its classes ({', '.join(data.classes)}) are not those of {asked.model} "
-            f"({', '.join(model.classes)}); map the labels to the model's (data.classes, data.labels)"
-        )
-
-
-def _read(data: DenseData, indices: Sequence[int]) -> Iterator[tuple[int, list[Tensor], Tensor]]:
-    """The images, each read in another thread while the one before is predicted."""
-
-    def each() -> Iterator[tuple[int, list[Tensor], Tensor]]:
-        for index in indices:
-            *dates, label = data.read(index)
-            yield index, dates, label
-
-    with closing(ahead(each())) as samples:
-        yield from samples
 
 
 def _name(data: DenseData, index: int) -> str:

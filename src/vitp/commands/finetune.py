@@ -64,11 +64,6 @@ class FinetuneResult:
         }
 
 
-def fingerprint(config: FinetuneConfig, data: DenseData) -> dict[str, Any]:
-    """What must be equal for a resumed run to be the same run; see `images_fingerprint`."""
-    return images_fingerprint(config, data, {"inference"})
-
-
 def _say_data(data: DenseData, report: MaskReport, crop: int, say: Callable[[str], None]) -> None:
     say(f"data: {len(data.train)} training and {len(data.test)} test images, classes: {', '.join(data.classes)}")
     if (share := data.config.fraction) < 1:
@@ -193,7 +188,9 @@ def finetune(
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint(config, data))
+    trained = train(
+        task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data, {"inference"})
+    )
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

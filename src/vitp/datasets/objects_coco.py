@@ -93,7 +93,7 @@ def _read(config: CocoConfig, name: str, images: list[Path], found: CocoLabels, 
         else:
             of_image[owner].append(n)
     taken = {item.image for item in found.items}
-    for image, entries in files.items():
+    for image, entries in sorted(files.items()):  # so that parts do not depend on the order of the file
         if image in taken:
             other = next(item.labels for item in found.items if item.image == image)
             raise DataError(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitp.boxes.objects import Objects, Outline
-from vitp.datasets.object_geometry import Points, corners_of, enclosing, quad_areas, uncrossed
+from vitp.datasets.object_geometry import Points, enclosing, quad_areas, uncrossed
 from vitp.datasets.object_place import seen_part
 from vitp.datasets.objects_report import Findings
 from vitp.datasets.objects_table import ObjectItem, ObjectTable, Size
@@ -31,21 +31,19 @@ _LEAST = 1e-3  # pixels: sides and square pixels below which rounding is all the
 def settle(table: ObjectTable, index: int, item: ObjectItem, size: Size, findings: Findings | None = None) -> Objects:
     """The objects of an image of (H, W) that can be used; what is unusual goes to `findings`."""
     rows = table.rows(index)
-    if table.quads is None:
-        assert table.boxes is not None
-        quads, crossed = corners_of(table.boxes[rows]), np.zeros(rows.stop - rows.start, dtype=np.bool_)
-    else:
-        quads, crossed = uncrossed(table.quads[rows])
-    near: NDArray[np.bool_] = np.abs(quads).reshape(-1, 8) < _FAR
+    written = table.corners(rows)
+    near: NDArray[np.bool_] = np.abs(written).reshape(-1, 8) < _FAR
     finite: NDArray[np.bool_] = np.logical_and.reduce(near, 1)  # false for NaN
-    known = np.where(finite[:, None, None], quads, 0.0)
+    known, crossed = np.where(finite[:, None, None], written, 0.0), np.zeros(len(written), dtype=np.bool_)
+    if table.quads is not None:
+        known, crossed = uncrossed(known)
     flat = _flat(known, upright=table.quads is None)
     boxes = enclosing(known) if len(known) else np.zeros((0, 4))
     limit = np.array([size[1], size[0]] * 2, dtype=np.float64)
     over = np.maximum(-boxes, boxes - limit).max(1, initial=0.0)
     for i in np.flatnonzero(finite & ~flat & (over > 0)):
         boxes[i], area = seen_part([known[i]], size)
-        over[i] = np.inf if area <= 0 else over[i]
+        over[i] = np.inf if area < _LEAST else over[i]
     outside = finite & ~flat & np.isinf(over)
     kept = finite & ~flat & ~outside
     if findings is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitp.datasets.object_geometry import corners_of
 from vitp.datasets.objects_config import ObjectRules
 from vitp.errors import DataError
 from vitp.synthesis.json_lines import entry_line
@@ -52,6 +53,13 @@ class ObjectTable:
     def rows(self, index: int) -> slice:
         """The objects of an image."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def corners(self, rows: slice) -> NDArray[np.float64]:
+        """Quads, or boxes as quads, [N, 4, 2]."""
+        if self.quads is not None:
+            return self.quads[rows]
+        assert self.boxes is not None
+        return corners_of(self.boxes[rows])
 
     def outline(self, row: int) -> list[NDArray[np.float32]]:
         """The rings of an object."""

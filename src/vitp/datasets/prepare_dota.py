@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 
 from vitp.datasets.benchmark import Benchmark
 from vitp.datasets.object_geometry import clip_ring, quad_areas, signed_area, uncrossed
+from vitp.datasets.objects_dota import dota_lines
 from vitp.datasets.prepare import Piece, Preparation, require_folders, save_lines, save_png
 from vitp.datasets.prepare_tiles import Cut, Tile
 from vitp.errors import DataError
-from vitp.images.read import ImageConfig, image_size
-from vitp.inference.sources import Source, opened
+from vitp.images.read import ImageConfig
+from vitp.inference.sources import Source, opened, scene_size
 from vitp.synthesis.labels import SUFFIXES
-from vitp.synthesis.objects import DOTA_FOLDERS, dota_lines
+from vitp.synthesis.objects import DOTA_FOLDERS
 
 DOTA_CUT = Cut(1024, 200)  # released configuration's patches
 MIN_SHARE = 0.7  # of an object's area that a window must hold (mmrotate: iof_thr)
@@ -90,7 +91,7 @@ def plan_dota(entry: Benchmark, source: Path, out: Path, cut: Cut, rates: Sequen
         labels = label_folder(entry, source / part, part)
         for image in _images(source / part / "images"):
             objects = read_labels(labels / f"{image.stem}.txt", image)
-            size = image_size(image, ImageConfig())
+            size = scene_size(image)
             empty += int(np.count_nonzero(objects.areas == 0))
             lost += int(np.count_nonzero(~_held(objects, size, cuts) & (objects.areas > 0)))
             pieces.append(_patches(image, objects, out / part, size, cuts))

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from vitp.config import Config
 from vitp.images.read import ImageConfig
+from vitp.inference.views import Flips, Scales
 
 
 class PredictConfig(Config):
@@ -17,8 +18,8 @@ class PredictConfig(Config):
     window: int | None = Field(default=None, ge=8)  # side in the model's pixels; None: the run's own, else 512
     overlap: float = Field(default=0.25, ge=0, le=0.75)  # share of a window; ours: seams were gone from a quarter up
     batch_size: int | None = Field(default=None, ge=1)  # windows of a forward pass; None: by their size and the device
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms whose probabilities are averaged
-    flips: Literal["none", "horizontal", "all"] = "none"  # mmsegmentation flips horizontally; `all` adds the other two
+    scales: Scales = (1.0,)  # zooms whose probabilities are averaged
+    flips: Flips = "none"  # mmsegmentation flips horizontally; `all` adds the other two
     probabilities: bool = False  # also write a band for each class
     format: Literal["geotiff", "cog"] = "geotiff"  # of predicted GeoTIFFs; cog: cloud-optimised
     compress: Literal["deflate", "lzw", "none"] = "deflate"  # read by every GDAL build
@@ -35,13 +36,6 @@ class PredictConfig(Config):
     reader: ImageConfig | None = None  # bands, scaling, windows; None: as the run's recipe read its images
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the model; logits are blended in fp32
-
-    @field_validator("scales")
-    @classmethod
-    def _positive(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if min(scales) <= 0:
-            raise ValueError(f"must be above 0, got {min(scales):g}")
-        return scales
 
     @field_validator("colours")
     @classmethod

@@ -27,7 +27,7 @@ from vitp.images.raster import (
     to_picture,
     turned,
 )
-from vitp.images.read import ImageConfig, kind_of, read_image
+from vitp.images.read import ImageConfig, image_size, kind_of, read_image
 
 _CACHE_BYTES = 128 << 20  # of GDAL's decoded blocks: two rows of 512-pixel blocks of 40,000 columns in RGB
 _WHOLE_PIXELS = 25_000_000  # ours: 75 MB; larger PNGs are read row by row
@@ -132,7 +132,7 @@ def opened(path: Path, after: Path | None, reader: ImageConfig) -> Iterator[Sour
 def _one(path: Path, reader: ImageConfig) -> Iterator[Source]:
     config = reader if reader.raster is not None else reader.model_copy(update={"raster": RasterConfig()})
     assert config.raster is not None
-    large = _large_png(path)
+    large = _large_png(path) is not None
     if kind_of(path, config) != "raster" and not large:
         pixels = read_image(path, config).contiguous().numpy()
         _, height, width = pixels.shape
@@ -147,15 +147,25 @@ def _one(path: Path, reader: ImageConfig) -> Iterator[Source]:
         yield replace(_raster_source(path, dataset, config.raster), raster=not large)
 
 
-def _large_png(path: Path) -> bool:
-    """Whether it is a PNG too large to be held whole: DOTA's go to 29,200 x 27,620 pixels."""
+def scene_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, from its header; unlike `image_size` of images too large to be held whole, too.
+
+    Raises:
+        ImageError: it is missing or damaged.
+        MissingExtraError: its format needs an extra that is not installed.
+    """
+    return _large_png(path) or image_size(path, ImageConfig(raster=RasterConfig()))
+
+
+def _large_png(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a PNG too large to be held whole (DOTA's go to 29,200 x 27,620 pixels), None for all else."""
     try:
         with path.open("rb") as stream:
             head = stream.read(24)  # signature, then the header's length, name, width and height
     except OSError:  # the picture reader has the sentence for it
-        return False
+        return None
     width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
-    return head.startswith(b"\x89PNG") and width * height > _WHOLE_PIXELS
+    return (width, height) if head.startswith(b"\x89PNG") and width * height > _WHOLE_PIXELS else None
 
 
 def _picture_notes(path: Path) -> tuple[str, ...]:

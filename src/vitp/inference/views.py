@@ -6,13 +6,22 @@ Shape legend: B pictures, C channels (3, or 6 for two dates), K classes, H x W p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_functional
 
+
+def _positive(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if min(scales) <= 0:
+        raise ValueError(f"must be above 0, got {min(scales):g}")
+    return scales
+
+
+Scales = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_positive)]
 Flips = Literal["none", "horizontal", "all"]
 FLIPS: dict[Flips, tuple[tuple[int, ...], ...]] = {
     "none": ((),),

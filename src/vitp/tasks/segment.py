@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from vitp.files import write_atomic
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
 from vitp.heads.siamese import Fusion, fuse, fused_channels
 from vitp.inference.grid import flush_starts
-from vitp.inference.views import FLIPS, Flips, over_views
+from vitp.inference.views import FLIPS, Flips, Scales, over_views
 from vitp.metrics.segmentation import SegmentationMetric
 from vitp.train.checkpoint import load_model, load_tensors, model_tensors
 
@@ -37,23 +37,14 @@ class InferenceConfig(Config):
 
     scale: float = Field(default=1.0, gt=0)  # zoom before the model; set it to the middle of the training crops' zoom
     window: int | None = Field(default=None, ge=8)  # side of windows whose logits are averaged; None: all at once
-    stride: int | None = Field(
-        default=None, ge=1
-    )  # pixels to the next window; None: two thirds (mmsegmentation: 341 of 512)
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # further zooms, their probabilities averaged
+    overlap: float = Field(default=1 / 3, ge=0, lt=1)  # share of a window (mmsegmentation: windows of 512, 341 apart)
+    scales: Scales = (1.0,)  # further zooms, their probabilities averaged
     flips: Flips = "none"  # likewise mirrored; mmsegmentation: horizontal
 
-    @model_validator(mode="after")
-    def _windows_touch(self) -> InferenceConfig:
-        if min(self.scales) <= 0:
-            raise ValueError(f"scales must be above 0, got {min(self.scales):g}")
-        if self.stride is not None and self.window is None:
-            raise ValueError("stride is given without window; give both, or neither for whole images")
-        if self.stride is not None and self.window is not None and self.stride > self.window:
-            raise ValueError(
-                f"stride {self.stride} leaves gaps between windows of {self.window}; it may be their side at most"
-            )
-        return self
+    @property
+    def step(self) -> int | None:
+        """Pixels from a window to the next; None: whole images."""
+        return None if self.window is None else max(1, int(self.window * (1 - self.overlap) + 1e-6))
 
     @property
     def views(self) -> int:
@@ -175,9 +166,9 @@ def predict_logits(model: Segmenter, image: Tensor, inference: InferenceConfig =
 
 def _windowed_logits(model: Segmenter, image: Tensor, inference: InferenceConfig) -> Tensor:
     """Logits [K, H, W] of an image [C, H, W], the mean of all windows that hold a pixel; an image may be smaller than one."""
-    window = inference.window
+    window, step = inference.window, inference.step
     assert window is not None
-    step = inference.stride or max(1, window * 2 // 3)
+    assert step is not None
     height, width = image.shape[-2:]
     rows, columns = flush_starts(height, window, step), flush_starts(width, window, step)
     corners = [(y, x) for y in rows for x in columns]
