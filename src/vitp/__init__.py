@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitp.commands.export import export
     from vitp.commands.finetune import finetune
     from vitp.commands.index import index
+    from vitp.commands.paste import paste
     from vitp.commands.predict import predict
     from vitp.commands.prepare import prepare
     from vitp.commands.pretrain import load_run, pretrain
@@ -40,6 +41,7 @@ _HOMES = {
     "load_backbone": "vitp.backbone.vit",
     "load_run": "vitp.commands.pretrain",
     "predict": "vitp.commands.predict",
+    "paste": "vitp.commands.paste",
     "prepare": "vitp.commands.prepare",
     "pretrain": "vitp.commands.pretrain",
     "probe": "vitp.commands.probe",
@@ -60,6 +62,7 @@ __all__ = [
     "index",
     "load_backbone",
     "load_run",
+    "paste",
     "predict",
     "prepare",
     "pretrain",

@@ -260,6 +260,7 @@ app.command()(cli_data.datasets)
 
 
 app.command()(cli_data.prepare)
+app.command()(cli_data.paste)
 
 
 @app.command()

@@ -225,3 +225,21 @@ def prepare(
         typer.echo(line, err=as_json)
     say(f"next: vitp datasets {name} --root {out}")
     finish(result.to_json(), as_json)
+
+
+def paste(
+    table: Annotated[Path, typer.Argument(help="CSV: Class, Filename, Mask, Left, Top, Width, Height.")],
+    images: Annotated[Path, typer.Argument(help="Folder of the images.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the masks to write.")],
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="NAME=ID, NAME as in the table, ID from 1; give it often.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn structures stored as patches with a place in a table into one mask an image."""
+    from vitp.commands.paste import paste as run
+
+    result = run(table, images, out, classes or [], overwrite=overwrite)
+    say(f"{result.masks} masks in {result.out}: 0 is where nothing was pasted, and {', '.join(classes or [])}")
+    finish(result.to_json(), as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import torch
 import yaml
 from PIL import Image
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
+from vitp.cli import app
+from vitp.commands.paste import paste
 from vitp.datasets.dense import DenseDataConfig, open_dataset
 from vitp.datasets.patches import paste_patches
-from vitp.errors import DataError
+from vitp.errors import ConfigError, DataError, OutputError
 
 HERE = Path(__file__).parents[2]
 REAL = HERE / "../shared/data"
@@ -101,3 +105,33 @@ def test_mistakes_in_a_table_name_the_line(tmp_path: Path, changes: dict[str, st
     table = _table(tmp_path, **changes)
     with pytest.raises(DataError, match=said):
         paste_patches(table, tmp_path / "images", tmp_path / "out", {"lung": 1, "spot": 2})
+
+
+def test_the_command_pastes_patches_and_overwrites_nothing_unasked(tmp_path: Path) -> None:
+    table, out = _table(tmp_path), tmp_path / "out"
+    given = [
+        "paste",
+        str(table),
+        str(tmp_path / "images"),
+        str(out),
+        "--class",
+        "lung=1",
+        "--class",
+        "spot=2",
+        "--json",
+    ]
+    first = CliRunner().invoke(app, given)
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout.splitlines()[-1]) == {"out": str(out), "masks": 1, "classes": {"lung": 1, "spot": 2}}
+    assert np.asarray(Image.open(out / "x.png")).max() == 2
+    with pytest.raises(OutputError, match="--overwrite"):
+        paste(table, tmp_path / "images", out, ["lung=1"])
+    paste(table, tmp_path / "images", out, ["lung=1"], overwrite=True)
+    assert np.asarray(Image.open(out / "x.png")).max() == 1
+    with pytest.raises(OutputError, match="folder of the images"):
+        paste(table, out, out, ["lung=1"], overwrite=True)
+    for text in ("lung", "lung=one", "=1", "lung=-1"):
+        with pytest.raises(ConfigError, match="NAME=ID"):
+            paste(table, tmp_path / "images", tmp_path / "new", [text])
+    with pytest.raises(ConfigError, match="no class"):
+        paste(table, tmp_path / "images", tmp_path / "new", [])

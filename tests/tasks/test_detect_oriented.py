@@ -16,7 +16,7 @@ from vitp.datasets.object_transforms import ObjectAugmentConfig
 from vitp.heads.necks import FPNConfig
 from vitp.heads.oriented import OrientedRCNNConfig, OrientedRoI, OrientedRPN
 from vitp.heads.proposals import RoISampler
-from vitp.tasks.detect import DetectorParts, build_detector, load_detector, save_detector, score_objects
+from vitp.tasks.detect import DetectorParts, Shown, build_detector, load_detector, save_detector, score_objects
 from vitp.tasks.detect_task import DetectData, DetectTask
 from vitp.train.loop import train
 from vitp.train.loop_config import LoopConfig
@@ -65,17 +65,17 @@ def task_of(data, augmentation, micro_batch=1, batch_size=1):
 def test_a_picture_is_learned_by_heart(tmp_path):
     data, augmentation = Rectangles(), ObjectAugmentConfig(size=SIDE, flip=0.0)
     task = task_of(data, augmentation)
-    before = score_objects(task.detector, data, [0], augmentation).scores().as_dict()
+    before = score_objects(task.detector, data, [0], Shown(augment=augmentation)).scores().as_dict()
     assert before["AP50"] < 0.5  # untrained: of a hundred proposals one may fit by chance
     loop = LoopConfig(steps=60, warmup=5, clip_norm=10.0, precision="fp32", device="cpu", workers=0)
     train(task, loop, tmp_path / "run")
-    after = score_objects(task.detector, data, [0], augmentation).scores().as_dict()
+    after = score_objects(task.detector, data, [0], Shown(augment=augmentation)).scores().as_dict()
     assert after["AP50"] > 0.9
     assert after["AP75"] > 0.6
-    save_detector(tmp_path / "model.safetensors", task.detector, augmentation)
+    save_detector(tmp_path / "model.safetensors", task.detector, Shown(augment=augmentation))
     again, _ = load_detector(tmp_path)
     assert again.form == "rotated"
-    assert score_objects(again, data, [0], augmentation).scores().as_dict() == after
+    assert score_objects(again, data, [0], Shown(augment=augmentation)).scores().as_dict() == after
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vitp.vlm.attention import Documents, use_packed_attention
+from vitp.vlm.attention import Documents, packed_attention, use_packed_attention
 
 LENGTHS = (9, 1, 17, 4, 6)
 
@@ -66,3 +66,29 @@ def test_packed_llama_equals_one_sample_at_a_time_in_transformers_own_attention(
         torch.testing.assert_close(
             gradient, theirs[name], rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [{"lengths": LENGTHS}, {"cu_seq_lens_q": torch.tensor([0, 4])}, {"is_causal": False}, {"sliding_window": 4}],
+)
+def test_a_keyword_that_would_be_ignored_is_an_error(keyword: dict[str, object]) -> None:
+    """An old name for the samples' lengths, or another attention: the numbers would be wrong without a word."""
+    x = torch.randn(1, 2, 4, 8)
+    with pytest.raises(TypeError, match=next(iter(keyword))):
+        packed_attention(nn.Identity(), x, x, x, None, **keyword)  # type: ignore[arg-type]
+    packed = llama()
+    use_packed_attention(packed)
+    with pytest.raises(TypeError, match=next(iter(keyword))):
+        packed(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False, **keyword)
+
+
+def test_keywords_of_transformers_that_change_nothing_pass() -> None:
+    packed = llama()
+    use_packed_attention(packed)
+    ids = torch.randint(0, 64, (1, 6), generator=torch.Generator().manual_seed(2))
+    plain = packed(input_ids=ids).logits
+    more = packed(
+        input_ids=ids, use_cache=True, output_hidden_states=True, cu_seq_lens_q=None, sliding_window=None
+    ).logits
+    torch.testing.assert_close(more, plain)

@@ -102,7 +102,7 @@ class SpatialPrior(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, 3, H, W] (multiples of 32) to [B, C, H / s, W / s]."""
-        c1 = self.stem(x)
+        c1 = self.stem(x.contiguous(memory_format=torch.channels_last))  # as the norms and the rows of tokens want it
         c2 = self.conv2(c1)
         c3 = self.conv3(c2)
         c4 = self.conv4(c3)

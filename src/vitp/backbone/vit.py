@@ -26,6 +26,7 @@ from vitp.backbone.dense import STRIDES as STRIDES
 from vitp.backbone.dense import DenseBackbone, resample
 from vitp.backbone.published import is_published, is_vision_folder, read_sizes, read_vision_folder, to_timm_names
 from vitp.backbone.resample import Resample, resized
+from vitp.backbone.timm_folder import read_timm_folder
 from vitp.config import Config
 from vitp.errors import CheckpointError, ConfigError
 from vitp.files import write_atomic
@@ -35,18 +36,6 @@ from vitp.vlm.stored import refuse_pickle
 
 _PLAIN_TOKENS = 400  # measured: above it the score matrix costs more than it saves
 METADATA = "vitp"  # key of the JSON in a weights file's safetensors metadata
-_POOLING = ("head.", "head_dist.", "attn_pool.")  # parts of a timm classifier that come after the backbone
-# timm model arguments of a config.json -> our fields, and those that change no weight
-_TIMM_FIELDS = {
-    "img_size": "image_size",
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "heads",
-    "mlp_ratio": "mlp_ratio",
-    "class_token": "class_token",
-}
-_TIMM_HARMLESS = {"in_chans", "num_classes", "global_pool", "dynamic_img_size", "drop_rate", "drop_path_rate"}
 
 
 class BackboneConfig(Config):
@@ -377,31 +366,5 @@ def _read_folder(folder: Path) -> tuple[BackboneConfig, dict[str, Tensor], Path]
     if is_vision_folder(card):
         fields, tensors = read_vision_folder(card, tensors, described)
         return _parse(fields, described), tensors, weights
-    if "architecture" not in card:
-        raise CheckpointError(f"{described}: names no timm 'architecture'; it belongs to another library")
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_POOLING)}
-    return _from_timm(card, tensors, described), tensors, weights
-
-
-def _from_timm(card: dict[str, Any], tensors: dict[str, Tensor], origin: Path) -> BackboneConfig:
-    """A timm config.json as a `BackboneConfig`; sizes it leaves out come from its preprocessing and its weights."""
-    arguments, preprocessing = card.get("model_args") or {}, card.get("pretrained_cfg") or {}
-    arguments = {key: value for key, value in arguments.items() if value is not None}
-    strange = sorted(arguments.keys() - _TIMM_FIELDS.keys() - _TIMM_HARMLESS)
-    if strange:
-        raise CheckpointError(
-            f"{origin}: model argument '{strange[0]}' is not supported; take the timm architecture that has it built in"
-        )
-    fields: dict[str, Any] = {ours: arguments[theirs] for theirs, ours in _TIMM_FIELDS.items() if theirs in arguments}
-    fields["architecture"] = card["architecture"]
-    fields.setdefault("image_size", (preprocessing.get("input_size") or [3, 224, 224])[-1])
-    for name in ("image_size", "patch_size"):
-        if isinstance(fields.get(name), (list, tuple)):
-            fields[name] = fields[name][0]
-    kernel = tensors.get("patch_embed.proj.weight")
-    if kernel is not None and kernel.ndim == 4:
-        fields.setdefault("patch_size", kernel.shape[-1])
-    for name in ("mean", "std"):
-        if preprocessing.get(name):
-            fields[name] = tuple(preprocessing[name])
-    return _parse(fields, origin)
+    fields, tensors = read_timm_folder(card, tensors, described)
+    return _parse(fields, described), tensors, weights

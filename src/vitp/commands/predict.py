@@ -18,6 +18,7 @@ from vitp.inference.load_finder import is_detector, load_finder, whole_up_to
 from vitp.inference.model import RunFacts, load_predictor, read_facts, window_side, windows_at_once
 from vitp.inference.object_files import join_coco, write_dota
 from vitp.inference.objects import ObjectWork, find_objects
+from vitp.inference.polygons import check_polygons
 from vitp.inference.scene import Progress, Settings, Work, predict_scene
 from vitp.inference.sinks import Look
 from vitp.inference.volumes import predict_volume
@@ -125,6 +126,8 @@ def _check_settings(config: PredictConfig, run: Path, *, objects: bool) -> None:
     if strange:
         gives = "finds objects and maps no pixels" if objects else "maps pixels and finds no objects"
         raise ConfigError(f"{strange[0]}: the model of {run} {gives}; leave {' and '.join(strange)} out")
+    if config.polygons is not None:
+        check_polygons(config.polygons, objects=objects)
 
 
 def _work(run: Path, config: PredictConfig, facts: RunFacts, progress: Progress, say: Callable[[str], None]) -> Work:

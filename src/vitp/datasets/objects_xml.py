@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vitp.datasets.objects_config import XmlConfig
 from vitp.datasets.objects_table import ObjectItem, Size, TableBuilder
 from vitp.errors import DataError
-from vitp.synthesis.xml_lines import Node, read_xml
+from vitp.synthesis.xml_lines import Node, read_xml, xml_number, xml_text
 
 _UPRIGHT = ("xmin", "ymin", "xmax", "ymax")
 _CORNERS = {
@@ -53,14 +53,14 @@ def _add(node: Node, file: Path, config: XmlConfig, table: TableBuilder) -> None
         there = f" but <{others[0]}>" if others else ""
         fix = "data.quads says which is read" if others else "add it, or remove the object"
         raise DataError(f"an <object> has no <{place}>{there}; {fix}", f"{file}:{node.line}")
-    numbers = [_number(box, tag, file) for tag in tags]
+    numbers = [xml_number(box, tag, file, finite=False) for tag in tags]
     if config.quads is None:
         near, far = _SHIFTS[config.counting]
         numbers = [numbers[0] + near, numbers[1] + near, numbers[2] + far, numbers[3] + far]
     flags = (("difficult", config.difficult), ("truncated", config.truncated))
     ignored = any(rule == "ignore" and _is_set(node.find(tag)) for tag, rule in flags)
     outline = [_ring(segm, file) for segm in node.all("segm")] if config.outlines else []
-    table.add(_text(node, "name", file), numbers, node.line, difficult=ignored, outline=outline)
+    table.add(xml_text(node, "name", file), numbers, node.line, difficult=ignored, outline=outline)
 
 
 def _stated(root: Node, file: Path) -> Size | None:
@@ -68,7 +68,7 @@ def _stated(root: Node, file: Path) -> Size | None:
     node = root.find("size")
     if node is None:
         return None
-    height, width = (_number(node, tag, file) for tag in ("height", "width"))
+    height, width = (xml_number(node, tag, file, finite=False) for tag in ("height", "width"))
     if not (np.isfinite(height) and np.isfinite(width)) or height < 1 or width < 1:
         return None
     return round(height), round(width)
@@ -88,20 +88,3 @@ def _ring(segm: Node, file: Path) -> NDArray[np.float32]:
 
 def _is_set(flag: Node | None) -> bool:
     return flag is not None and flag.text.strip().lower() not in ("", "0", "unspecified", "false")
-
-
-def _text(node: Node, tag: str, file: Path) -> str:
-    child = node.find(tag)
-    if child is None or not child.text.strip():
-        raise DataError(f"<{node.tag}> has no <{tag}>; add it", f"{file}:{(child or node).line}")
-    return child.text.strip()
-
-
-def _number(node: Node, tag: str, file: Path) -> float:
-    """What a child holds, NaN and infinity too."""
-    text = _text(node, tag, file)
-    try:
-        return float(text)
-    except ValueError as error:
-        line = (node.find(tag) or node).line
-        raise DataError(f"<{tag}> is '{text[:40]}'; write a number", f"{file}:{line}") from error

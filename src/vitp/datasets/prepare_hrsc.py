@@ -13,8 +13,7 @@ from vitp.datasets.prepare import Piece, Preparation, require_folders, save_line
 from vitp.errors import DataError
 from vitp.images.read import ImageConfig, read_image
 from vitp.synthesis.labels import read_label_text
-from vitp.synthesis.objects import xml_number
-from vitp.synthesis.xml_lines import read_xml
+from vitp.synthesis.xml_lines import read_xml, xml_number
 
 _BOX = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")  # radians, clockwise as seen: our own convention
 

@@ -5,8 +5,8 @@ where there are 4, 16 or 64 times fewer cells, and the shift that belongs to the
 enlarges. UPerNet's last convolution so takes 0.4 of its time on a CPU (bench/segment_step.py), and the maps side by side are
 never held.
 
-Shape legend: B images, C channels of a map, K channels out, h x w cells of a map, H x W of the finest, J = 3 columns of the
-kernel (j) and I = 3 rows (i).
+Shape legend: B images, C channels of a map, K channels out, h x w cells of a map, H x W of the finest, I = 3 rows and
+J = 3 columns of the kernel.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class PredictConfig(Config):
     format: Literal["geotiff", "cog"] = "geotiff"  # of predicted GeoTIFFs; cog: cloud-optimised
     compress: Literal["deflate", "lzw", "none"] = "deflate"  # read by every GDAL build
     overviews: bool = True  # of GeoTIFFs larger than 512 pixels, so that viewers open them at once
-    polygons: Literal["geojson"] | None = None  # outlines of objects, or of the classes but the background
+    polygons: Literal["geojson", "gpkg"] | None = None  # outlines of objects, or of the classes but the background
     min_polygon: int = Field(default=1, ge=1)  # pixels; smaller outlines are left out
     threshold: float | None = Field(default=None, ge=0, le=1)  # score of objects; None: the run's own
     merge: float | None = Field(

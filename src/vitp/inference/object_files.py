@@ -22,6 +22,7 @@ from vitp.boxes.paste import paste_mask
 from vitp.errors import OutputError
 from vitp.files import text_stream, write_atomic
 from vitp.inference.finder import Finder, corners, enclosing
+from vitp.inference.geopackage import Columns
 from vitp.inference.polygons import write_features
 from vitp.inference.sinks import Look
 from vitp.inference.sources import Place
@@ -160,9 +161,10 @@ def write_object_polygons(
 
     Raises:
         OutputError: no space left or not writable.
-        MissingExtraError: rasterio is not installed.
+        MissingExtraError: rasterio or, for a GeoPackage, pyogrio is not installed.
     """
-    write_features(path, _features(found, picture, classes), place)
+    columns: Columns = {"class": str, "id": int, "score": float, **({"angle": float} if found.rotated else {})}
+    write_features(path, _features(found, picture, classes), place, columns)
 
 
 def _features(

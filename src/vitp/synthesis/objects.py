@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
-from vitp.datasets.objects_dota import dota_line
 from vitp.errors import DataError
 from vitp.synthesis.config import SynthesizeConfig
 from vitp.synthesis.labels import (
@@ -22,7 +22,7 @@ from vitp.synthesis.labels import (
     read_label_text,
     relative,
 )  # fmt: skip
-from vitp.synthesis.xml_lines import Node, read_xml
+from vitp.synthesis.xml_lines import Node, read_xml, xml_number, xml_text
 
 DOTA_FOLDERS = ("labelTxt", "labelTxt-v1.0", "labelTxt-v1.5", "labelTxt-v2.0", "labels/labelTxt")
 VOC_FOLDER, VOC_IMAGES = "Annotations", "JPEGImages"
@@ -50,21 +50,31 @@ def read_dota(config: SynthesizeConfig) -> LabelledSet:
     found = LabelledSet("dota")
     names: set[str] = set()
     for file in files:
-        rows = [(_dota_line(text, f"{file}:{n}"), f"{file}:{n}")
-                for n, text in enumerate(read_label_text(file).splitlines(), 1)
-                if text.strip() and ":" not in text.split()[0]]  # fmt: skip
-        names |= {label for (_, label, _), _ in rows}
+        rows = list(dota_lines(file))
+        names |= {label for _, (_, label, _) in rows}
         path = images.get(file.stem)
         if path is None:
             found.skip("missing", f"{file.stem} (no image of that name)")
         elif (size := find_size(path, found, relative(path, config.root))) is not None:
             objects = tuple(
-                _oriented(corners, label, difficult, size, where, found) for (corners, label, difficult), where in rows
+                _oriented(corners, label, difficulty != 0, size, f"{file}:{number}", found)
+                for number, (corners, label, difficulty) in rows
             )
             source = relative(file, config.root)
             found.images.append(LabelledImage((relative(path, config.root),), size, source, objects))
     found.classes = tuple(sorted(names))
     return found
+
+
+def dota_lines(file: Path) -> Iterator[tuple[int, tuple[Corners, str, int]]]:
+    """Number of the line, and corners, class and difficulty, of every object in a DOTA text file.
+
+    Raises:
+        DataError: with file:line: a line is neither object nor header.
+    """
+    for number, text in enumerate(read_label_text(file).splitlines(), 1):
+        if not is_header(text):
+            yield number, dota_line(text, f"{file}:{number}")
 
 
 def _split_folder(config: SynthesizeConfig) -> Path:
@@ -99,9 +109,35 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _dota_line(text: str, where: str) -> tuple[Corners, str, bool]:
-    corners, label, difficulty = dota_line(text, where)
-    return corners, label, difficulty != 0
+def is_header(text: str) -> bool:
+    """Whether a line is none of an object: blank, or ``imagesource:GoogleEarth``, ``acquisition dates:...``, ``gsd:0.2``."""
+    if not text.strip():
+        return True
+    first = text.split()[0]
+    try:
+        float(first)
+    except ValueError:
+        return ":" in text
+    return False
+
+
+def dota_line(text: str, where: str) -> tuple[Corners, str, int]:
+    """Corners, class and difficulty of a line; without one the difficulty is 0. Corners may be NaN or infinite.
+
+    Raises:
+        DataError: other fields, or no numbers where there must be some.
+    """
+    parts = text.split()
+    fix = "write x1 y1 x2 y2 x3 y3 x4 y4 class difficult"
+    if len(parts) not in (9, 10):
+        raise DataError(f"has {len(parts)} fields; {fix}", where)
+    try:
+        a, b, c, d, e, f, g, h = map(float, parts[:8])
+    except ValueError as error:
+        raise DataError(f"'{' '.join(parts[:8])[:60]}' are no eight numbers; {fix}", where) from error
+    if len(parts) == 10 and not parts[9].isdecimal():
+        raise DataError(f"'{parts[9][:20]}' stands where difficult is 0 or 1; {fix}", where)
+    return (a, b, c, d, e, f, g, h), parts[8], int(parts[9]) if len(parts) == 10 else 0
 
 
 def _oriented(
@@ -140,7 +176,7 @@ def read_voc(config: SynthesizeConfig) -> LabelledSet:
         root = read_xml(file)
         if root.tag != "annotation":
             raise DataError(f"begins with <{root.tag}>; VOC's files begin with <annotation>", f"{file}:{root.line}")
-        names |= {_text(node, "name", file) for node in root.all("object")}
+        names |= {xml_text(node, "name", file) for node in root.all("object")}
         image = _voc_image(config, root, images, file, found)
         if image is not None:
             found.images.append(image)
@@ -197,33 +233,9 @@ def _voc_object(node: Node, size: tuple[int, int], file: Path, found: LabelledSe
     flags = [node.find(tag) for tag in ("difficult", "truncated")]
     doubtful = any(flag is not None and flag.text.strip() not in ("", "0") for flag in flags)
     thing, note = make_object(
-        _text(node, "name", file), (x1, y1, x2, y2), size, f"{file}:{box.line}", doubtful=doubtful,
+        xml_text(node, "name", file), (x1, y1, x2, y2), size, f"{file}:{box.line}", doubtful=doubtful,
         area=abs(polygon_area(quad)) if quad is not None and all(map(math.isfinite, quad)) else None, quad=quad,
     )  # fmt: skip
     if note:
         found.noted[note] += 1
     return thing
-
-
-def _text(node: Node, tag: str, file: Path) -> str:
-    child = node.find(tag)
-    if child is None or not child.text.strip():
-        raise DataError(f"<{node.tag}> has no <{tag}>; add it", f"{file}:{(child or node).line}")
-    return child.text.strip()
-
-
-def xml_number(node: Node, tag: str, file: Path) -> float:
-    """The finite number that a child holds.
-
-    Raises:
-        DataError: with file:line: there is none.
-    """
-    text = _text(node, tag, file)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        line = (node.find(tag) or node).line
-        raise DataError(f"<{tag}> is '{text[:40]}'; write a number", f"{file}:{line}")
-    return value

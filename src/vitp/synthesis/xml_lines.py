@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -80,3 +81,32 @@ def read_xml(path: Path) -> Node:
         reason = expat.ErrorString(error.code) if isinstance(error, expat.ExpatError) else str(error)
         raise DataError(f"is no whole XML file ({reason}); copy it again or correct it", f"{path}{line}") from error
     return top.children[0]
+
+
+def xml_text(node: Node, tag: str, file: Path) -> str:
+    """The text of a child.
+
+    Raises:
+        DataError: with file:line: there is none.
+    """
+    child = node.find(tag)
+    if child is None or not child.text.strip():
+        raise DataError(f"<{node.tag}> has no <{tag}>; add it", f"{file}:{(child or node).line}")
+    return child.text.strip()
+
+
+def xml_number(node: Node, tag: str, file: Path, *, finite: bool = True) -> float:
+    """The number that a child holds; NaN and infinity only where they need not be `finite`.
+
+    Raises:
+        DataError: with file:line: there is none.
+    """
+    text = xml_text(node, tag, file)
+    try:
+        value: float | None = float(text)
+    except ValueError:
+        value = None
+    if value is None or (finite and not math.isfinite(value)):
+        line = (node.find(tag) or node).line
+        raise DataError(f"<{tag}> is '{text[:40]}'; write a number", f"{file}:{line}")
+    return value

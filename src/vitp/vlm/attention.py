@@ -22,6 +22,11 @@ from vitp.errors import CheckpointError
 
 NAME = "vitp_packed"
 
+# What transformers passes along that changes no attention: positions are in queries and keys already.
+_WITHOUT_EFFECT = frozenset(
+    ("position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states", "return_dict")
+)
+
 # Shape legend: B batch, H query heads, G key/value heads, S positions, D head width.
 
 
@@ -131,7 +136,7 @@ def packed_attention(
     dropout: float = 0.0,
     documents: Documents | None = None,
     key_mask: Tensor | None = None,
-    **_: Any,  # transformers hands every attention function its whole keyword set
+    **others: Any,  # transformers hands every attention function the keywords of the whole model
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document of a packed row.
 
@@ -145,10 +150,19 @@ def packed_attention(
         dropout: must be 0.
         documents: their lengths sum to S; None means every row is one document, new queries at its end (generation).
         key_mask: bool [B, S], without `documents` and for one new query a row: the keys it attends; None for all.
+        others: keywords that say nothing about who attends whom (`_WITHOUT_EFFECT`), and any that are None.
 
     Returns:
         ([B, S, H, D], None).
+
+    Raises:
+        TypeError: a keyword that might ask for another attention, or is misspelt; ignored, it would give wrong numbers.
     """
+    strange = sorted(name for name, value in others.items() if value is not None and name not in _WITHOUT_EFFECT)
+    if strange:
+        raise TypeError(
+            f"packed attention does not know the keyword '{strange[0]}'; samples are told apart by 'documents'"
+        )
     assert dropout == 0.0, "packed attention has no dropout"
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary embeddings leave autocast in fp32
     if documents is None:
