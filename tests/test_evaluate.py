@@ -297,33 +297,3 @@ def test_commands_and_mistakes_of_a_sweep(place: Path, tmp_path: Path) -> None:
 
 def test_a_model_opens_whatever_it_is(runs: dict[str, Path]) -> None:
     assert [load_dense(runs[name])[0].dates for name in ("boxes", "change")] == [1, 2]
-
-
-def test_a_detector_is_scored_through_the_same_command(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    for i in range(4):
-        rng = np.random.default_rng(i)
-        x, y = (int(v) for v in rng.integers(4, 30, 2))
-        pixels = rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)
-        pixels[y : y + 20, x : x + 20] = 220
-        Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
-        box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 20}</xmax><ymax>{y + 20}</ymax>"
-        thing = f"<object><name>box</name><bndbox>{box}</bndbox></object>"
-        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
-        (tmp_path / f"labels/{i}.xml").write_text(f"<annotation>{size}{thing}</annotation>")
-    recipe = {
-        "name": "boxes", "task": "detect", "steps": 1, "batch_size": 2, "workers": 0, "device": "cpu", "precision": "fp32",
-        "out": str(tmp_path / "run"), "backbone_config": TINY.model_dump(mode="json"), "augment": {"size": 64},
-        "detector": {"kind": "faster_rcnn"}, "head_lr": 1e-3,
-        "data": {"kind": "voc", "root": str(tmp_path), "images": "images/*.png", "labels": "labels/{stem}.xml",
-                 "classes": ["box"], "test_fraction": 0.5},
-    }  # fmt: skip
-    (tmp_path / "boxes.yaml").write_text(json.dumps(recipe))
-    own = vitp.finetune(tmp_path / "boxes.yaml").numbers
-    result = vitp.evaluate(tmp_path / "run")
-    assert result.numbers["classes"] == own["classes"]
-    assert result.lines()[-1].startswith("AP ")
-    assert result.report.is_file()
-    found = sweep(tmp_path / "boxes.yaml", ["fraction=1,0.5"], [f"out={tmp_path / 's'}"], kind="finetune")
-    assert [outcome.numbers["AP"] >= 0 for outcome in found.outcomes] == [True, True]

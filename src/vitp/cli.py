@@ -197,9 +197,13 @@ def finetune(
     console = Console()
     with console.training("finetune") as progress:
         result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
-    finish(result.numbers, as_json)
+    for line in result.lines():
+        typer.echo(line, err=as_json)
     for name, value in result.numbers.items():
-        console.say(f"{name}: {value}")
+        if not isinstance(value, dict | list):
+            console.say(f"{name}: {value}")
+    console.say(f"report: {result.report}")
+    finish(result.numbers, as_json)
 
 
 app.command()(cli_evaluate.evaluate)

@@ -28,6 +28,10 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; default: in the run's.")] = None,
     pictures: Annotated[int, typer.Option("--pictures", min=0, help="Images shown in the report.")] = 6,
+    submission: Annotated[
+        Path | None,
+        typer.Option("--submission", help="Also write what a detector found as DOTA's server takes it (.zip)."),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option("--sweep", help="Fine-tune and score at every point, e.g. fraction=1,0.2,0.1,0.05,0.02."),
@@ -46,7 +50,7 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a fine-tuned model on a labelled part: table of classes, metrics.json, report with confusions and pictures.
+    """Score a fine-tuned model on a labelled part: tables, metrics.json, and a report with pictures.
 
     With --sweep (or --backbones, or a sweep's own recipe) fine-tune and score a recipe at every point of a grid: mean and
     spread over --seeds, one table and picture.
@@ -57,10 +61,13 @@ def evaluate(
     from vitp.progress import Console
 
     if sweep or backbones or (Path(run).suffix in ("", ".yaml", ".yml") and is_sweep(run)):
-        given: dict[str, object] = {"--data": data, "--recipe": recipe, "--out": out}
+        given: dict[str, object] = {"--data": data, "--recipe": recipe, "--out": out, "--submission": submission}
         if wrong := [name for name, value in given.items() if value is not None]:
-            key = {"--data": "data.root=...", "--recipe": "the recipe as first argument", "--out": "out=..."}[wrong[0]]
-            raise ConfigError(f"{wrong[0]} does not go with --sweep; write {key}")
+            key = {"--data": "data.root=...", "--recipe": "the recipe as first argument", "--out": "out=..."}.get(
+                wrong[0]
+            )
+            fix = f"write {key}" if key else "give it when you score one point's run"
+            raise ConfigError(f"{wrong[0]} does not go with --sweep; {fix}")
         _sweep(run, overrides or [], sweep or [], backbones or [], seeds, list_only, resume, overwrite, as_json)
         return
     if seeds is not None or list_only or resume:
@@ -80,6 +87,7 @@ def evaluate(
             recipe=recipe,
             out=out,
             pictures=pictures,
+            submission=submission,
             overwrite=overwrite,
             progress=images,
             say=console.say,

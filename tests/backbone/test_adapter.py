@@ -13,7 +13,7 @@ from vitp.backbone.adapter import AdapterConfig, ViTAdapter, interaction_indexes
 from vitp.backbone.vit import BackboneConfig, ViTBackbone, random_backbone
 from vitp.errors import ConfigError
 from vitp.heads.head import FCNConfig
-from vitp.vlm.stochastic_depth import KeyedDropout, KeyedDropPath
+from vitp.train.keyed_drop import KeyedDrop, KeyedDropout
 
 SMALL = AdapterConfig(stem_width=8, heads=4)
 
@@ -244,19 +244,19 @@ def test_bf16_autocast_stays_near_fp32_and_gives_fp32_maps() -> None:
 def test_draws_belong_to_the_sample_and_not_to_the_batch() -> None:
     config = SMALL.model_copy(update={"variant": "fallback", "drop_path": 0.5})
     adapter = _adapter(config).train()
-    random = [m for m in adapter.modules() if isinstance(m, KeyedDropPath) and m.rate > 0]
+    random = [m for m in adapter.modules() if isinstance(m, KeyedDrop) and m.rate > 0]
     assert sum(isinstance(m, KeyedDropout) for m in random) == 10  # four injectors, six extractors
     numbers = torch.rand(2, len(random), generator=torch.Generator().manual_seed(5))
 
     def run(rows: slice) -> list[Tensor]:
         for i, module in enumerate(random):
-            module.uniform = numbers[rows, i]
+            module.decide(numbers[rows, i : i + 1])
         with torch.no_grad():
             return adapter(_images(64, 64)[rows])
 
     both, second, again = run(slice(0, 2)), run(slice(1, 2)), run(slice(0, 2))
     for module in random:
-        module.uniform = None
+        module.decide(None)
     with torch.no_grad():
         still = adapter(_images(64, 64))
     for a, b, c, d in zip(both, second, again, still, strict=True):

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from pycocotools import mask as masks
 from pydantic import TypeAdapter
+from torch import Tensor
 
+from vitp.boxes.objects import Objects
 from vitp.datasets.detection import DetectionData, DetectionDataConfig, open_detection
 
 CONFIG: TypeAdapter[Any] = TypeAdapter(DetectionDataConfig)
@@ -77,3 +81,26 @@ def voc(root: Path, objects: str, size: str = "<size><width>40</width><height>30
 
 
 VOC = {"kind": "voc", "images": "JPEGImages/*", "labels": "Annotations/{stem}.xml", "test_images": "JPEGImages/y.*"}
+
+
+def objects_at(quads: Tensor, *, form: str = "quads") -> Objects:
+    """Objects with these corners [N, 4, 2], as quads, as outlines or as boxes alone."""
+    count = len(quads)
+    return Objects(
+        boxes=torch.cat((quads.amin(1), quads.amax(1)), 1),
+        labels=torch.arange(count),
+        difficult=torch.arange(count) % 3 == 1,
+        crowd=torch.arange(count) % 3 == 2,
+        quads=quads.clone() if form == "quads" else None,
+        outlines=tuple((quad.numpy(),) for quad in quads) if form == "outlines" else None,
+    )
+
+
+def drawn(data: DetectionData, index: int) -> list[np.ndarray[Any, Any]]:
+    """Masks of the objects of an image that have an outline, by pycocotools' own drawing."""
+    height, width = data.size(index)
+    found = []
+    for rings in filter(None, data.objects(index).outlines or ()):
+        flat = [ring.astype(np.float64).reshape(-1).tolist() for ring in rings]
+        found.append(masks.decode(masks.merge(masks.frPyObjects(flat, height, width))))
+    return found

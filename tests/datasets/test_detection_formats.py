@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +11,16 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from PIL import Image
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pydantic import ValidationError
 from shapely import Polygon
-from tests.datasets.objectsets import CONFIG, DOTA, REAL, VOC, coco, dota, note, opened, picture, voc
+from tests.datasets.objectsets import CONFIG, DOTA, VOC, coco, dota, drawn, note, opened, picture, voc
 
-from vitp.datasets.detection import DetectionData
 from vitp.errors import DataError
 
 COCO_SET = {"kind": "coco", "images": "images/**/*.png", "labels": "labels.json", "skip_empty": False}
 SHIP = [note(1, 1, [1, 2, 10, 8]), note(2, 3, [5, 5, 20, 20], category=3)]
-
-
-def _drawn(data: DetectionData, index: int) -> list[np.ndarray[Any, Any]]:
-    """Masks of the objects of an image that have an outline, by pycocotools' own drawing."""
-    height, width = data.size(index)
-    drawn = []
-    for rings in filter(None, data.objects(index).outlines or ()):
-        flat = [ring.astype(np.float64).reshape(-1).tolist() for ring in rings]
-        drawn.append(masks.decode(masks.merge(masks.frPyObjects(flat, height, width))))
-    return drawn
 
 
 # ------------------------------------------------------------------------------------------------------------------ COCO
@@ -75,7 +61,7 @@ def test_coco_boxes_crowds_and_masks_are_those_of_pycocotools(tmp_path: Path) ->
         expected = torch.tensor([n["bbox"] for n in notes], dtype=torch.float32).reshape(-1, 4)
         torch.testing.assert_close(objects.boxes, torch.cat((expected[:, :2], expected[:, :2] + expected[:, 2:]), 1))
         shown = [n for n in notes if "segmentation" in n]
-        for mine, n in zip(_drawn(data, index), shown, strict=True):
+        for mine, n in zip(drawn(data, index), shown, strict=True):
             assert (mine == reference.annToMask(n)).all()
     assert len(data.objects(1)) == 0
     assert [len(o) for o in data.objects(2).outlines or ()] == [1, 0]  # run lengths with a hole; none
@@ -328,95 +314,3 @@ def test_lists_groups_and_few_shots_are_those_of_every_data_set(tmp_path: Path) 
 def test_recipes_that_cannot_be_meant(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         CONFIG.validate_python({"root": "x", **data})
-
-
-# ------------------------------------------------------------------------------------------------------------- real data
-
-
-def _need(name: str) -> Path:
-    root = REAL / name
-    if not root.is_dir():
-        pytest.skip(f"the real sample data ({root}) is not here")
-    return root
-
-
-def test_every_object_of_dota_example() -> None:
-    root = _need("dota_example")
-    data = opened(kind="dota", root=root, images="images/*", labels="labelTxt/{stem}.txt")
-    report = data.check()
-    rows = [
-        line.split() for file in sorted((root / "labelTxt").glob("*.txt")) for line in file.read_text().splitlines()
-    ]
-    expected = Counter(row[8] for row in rows if len(row) == 10)
-    assert {n: report.objects["train"][n] + report.objects["test"][n] for n in data.classes} == expected
-    assert report.most == 536  # P0706, as its source says
-    for index, item in enumerate(data.items):
-        objects = data.objects(index)
-        lines = [
-            r
-            for r in (t.split() for t in (root / "labelTxt" / f"{item.image.stem}.txt").read_text().splitlines())
-            if len(r) == 10
-        ]
-        assert objects.quads is not None
-        for quad, row in zip(objects.quads.tolist(), lines, strict=True):
-            written = [tuple(map(float, row[k : k + 2])) for k in range(0, 8, 2)]
-            assert sorted(map(tuple, quad)) == sorted(written)
-            assert tuple(quad[0]) == written[0]
-
-
-def test_every_object_of_nwpu_vhr10() -> None:
-    root = _need("nwpu_vhr10")
-    data = opened(kind="coco", root=root, images="*/*.jpg", labels="annotations.json", outlines=True)
-    reference = COCO(root / "annotations.json")
-    report = data.check()
-    total = sum(sum(counts.values()) for counts in report.objects.values())
-    assert total == len(reference.anns)
-    assert not report.findings
-    by_name = {image["file_name"]: number for number, image in reference.imgs.items()}
-    for index in range(0, len(data), 9):
-        notes = reference.loadAnns(reference.getAnnIds(by_name[data.items[index].image.name]))
-        for mine, n in zip(_drawn(data, index), notes, strict=True):
-            assert (mine == reference.annToMask(n)).all()
-
-
-def test_every_object_of_ssdd_in_its_three_forms() -> None:
-    root = _need("ssdd")
-    lists = {"test_list": "ImageSets/Main/test.txt"}
-    places = {"kind": "voc", "root": root, "images": "JPEGImages/*", "labels": "Annotations/{stem}.xml", **lists}
-    plain, turned = opened(**places), opened(quads="rotated_bndbox", outlines=True, **places)
-    assert len(plain.test) == len((root / "ImageSets/Main/test.txt").read_text().split())
-    count = 0
-    for index in range(len(plain)):
-        tree = ElementTree.parse(root / "Annotations" / f"{plain.items[index].image.stem}.xml")
-        ships = tree.findall("object")
-        upright, rotated = plain.objects(index), turned.objects(index)
-        assert rotated.quads is not None
-        assert rotated.outlines is not None
-        for i, ship in enumerate(ships):
-            box = [float(ship.findtext(f"bndbox/{t}") or "nan") for t in ("xmin", "ymin", "xmax", "ymax")]
-            corners = {
-                tuple(float(ship.findtext(f"rotated_bndbox/{a}{k}") or "nan") for a in "xy") for k in range(1, 5)
-            }
-            assert upright.boxes[i].tolist() == box
-            assert set(map(tuple, rotated.quads[i].tolist())) == corners
-            segm = ship.find("segm")
-            assert segm is not None
-            assert len(rotated.outlines[i][0]) == len(segm)
-        count += len(ships)
-        assert len(upright) == len(rotated) == len(ships)
-    assert count == sum(sum(c.values()) for c in plain.check().objects.values())
-
-
-def test_every_object_of_bccd_but_those_without_area() -> None:
-    root = _need("bccd")
-    data = opened(kind="voc", root=root, images="JPEGImages/*", labels="Annotations/{stem}.xml")
-    boxes = [
-        [float(o.findtext(f"bndbox/{t}") or "nan") for t in ("xmin", "ymin", "xmax", "ymax")]
-        for file in (root / "Annotations").glob("*.xml")
-        for o in ElementTree.parse(file).findall("object")
-    ]
-    flat = sum(x2 <= x1 or y2 <= y1 for x1, y1, x2, y2 in boxes)
-    report = data.check()
-    assert sum(sum(counts.values()) for counts in report.objects.values()) == len(boxes) - flat
-    assert report.dropped == flat
-    assert Image.open(data.items[0].image).size == (data.size(0)[1], data.size(0)[0])

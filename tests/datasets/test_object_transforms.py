@@ -13,35 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
-from shapely import Polygon, affinity, box
+from shapely import Polygon, affinity
+from tests.datasets.objectsets import objects_at
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from vitp.boxes.formats import from_quads, to_quads
 from vitp.boxes.iou import rotated_iou_pairs
-from vitp.boxes.objects import Objects, no_objects
-from vitp.datasets.object_geometry import Affine, clip_ring, rotation, scaling, shift, signed_area
-from vitp.datasets.object_place import moved_objects
+from vitp.boxes.objects import Objects
+from vitp.datasets.object_geometry import Affine, rotation, scaling, shift
 from vitp.datasets.object_transforms import ObjectAugmentConfig, augment_objects, fit
 from vitp.datasets.transforms import FILL
 from vitp.errors import ConfigError
 
 STILL = {"flip": 0.0, "size": 64}
 TURNED = {**STILL, "rotate": 180, "rotate_chance": 1.0}
-
-
-def _objects(quads: Tensor, *, form: str = "quads") -> Objects:
-    """Objects with these corners [N, 4, 2], as quads, as outlines or as boxes alone."""
-    count = len(quads)
-    return Objects(
-        boxes=torch.cat((quads.amin(1), quads.amax(1)), 1),
-        labels=torch.arange(count),
-        difficult=torch.arange(count) % 3 == 1,
-        crowd=torch.arange(count) % 3 == 2,
-        quads=quads.clone() if form == "quads" else None,
-        outlines=tuple((quad.numpy(),) for quad in quads) if form == "outlines" else None,
-    )
 
 
 def _scene(height: int, width: int, seed: int, count: int = 6) -> tuple[Tensor, Objects]:
@@ -58,7 +45,7 @@ def _scene(height: int, width: int, seed: int, count: int = 6) -> tuple[Tensor, 
     for k, quad in enumerate(quads.tolist()):
         draw.polygon([(4 * x - 0.5, 4 * y - 0.5) for x, y in quad], fill=_level(k))
     small = torch.from_numpy(np.array(picture.resize((width, height), Image.Resampling.BOX)))
-    return small.expand(3, -1, -1).contiguous(), _objects(quads)
+    return small.expand(3, -1, -1).contiguous(), objects_at(quads)
 
 
 def _level(label: int) -> int:
@@ -118,12 +105,12 @@ def test_an_uneven_stretch_makes_parallelograms_and_their_box_is_not_the_scaled_
     """What scaling w and h by themselves would give lies beside the object."""
     quad = to_quads(torch.tensor([[50.0, 50.0, 60.0, 10.0, 0.785]]))
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
-    _, found = augment_objects(image, _objects(quad), ObjectAugmentConfig(size=100, flip=0), 0, 0, 0)
+    _, found = augment_objects(image, objects_at(quad), ObjectAugmentConfig(size=100, flip=0), 0, 0, 0)
     assert found.quads is not None
     torch.testing.assert_close(found.quads, quad)
     wide = torch.zeros(3, 100, 300, dtype=torch.uint8)
     quad[..., 0] *= 3  # an object in a wide image, which is squeezed to the square
-    _, found = augment_objects(wide, _objects(quad), ObjectAugmentConfig(size=100, flip=0), 0, 0, 0)
+    _, found = augment_objects(wide, objects_at(quad), ObjectAugmentConfig(size=100, flip=0), 0, 0, 0)
     assert found.quads is not None
     torch.testing.assert_close(found.quads[0, :, 0], quad[0, :, 0] / 3)
     box_of = from_quads(found.quads)
@@ -250,7 +237,7 @@ def test_everything_is_drawn_by_key_alone() -> None:
 def test_mirrored_twice_is_the_same(way: str, form: str) -> None:
     image, objects = _scene(64, 64, 2)
     assert objects.quads is not None
-    objects = _objects(objects.quads, form=form)
+    objects = objects_at(objects.quads, form=form)
     config = ObjectAugmentConfig.model_validate({**STILL, way: 1.0})
     once = augment_objects(image, objects, config, 0, 0, 0)
     assert not torch.equal(once[0], image)
@@ -300,7 +287,7 @@ def test_crops_show_the_objects_they_are_aimed_at() -> None:
     shown = {}
     for aim in (0.0, 1.0):
         config = ObjectAugmentConfig(size=64, crop=100, crop_on_object=aim, rotate=180)
-        found = [augment_objects(image, _objects(quads), config, 0, 0, slot)[1] for slot in range(60)]
+        found = [augment_objects(image, objects_at(quads), config, 0, 0, slot)[1] for slot in range(60)]
         shown[aim] = sum(map(len, found))
     assert shown[0.0] < 10
     assert shown[1.0] > 45  # others lie at a corner of the picture, with less than half of the object in the crop
@@ -312,7 +299,7 @@ def test_rotated_crops_of_large_pictures_have_no_empty_corner() -> None:
     quads = to_quads(torch.tensor([[200.0, 200.0, 20.0, 10.0, 0.3]]))
     config = config.model_copy(update={"crop_on_object": 1.0})
     for slot in range(10):
-        moved, _ = augment_objects(image, _objects(quads), config, 0, 0, slot)
+        moved, _ = augment_objects(image, objects_at(quads), config, 0, 0, slot)
         assert moved.shape == (3, 64, 64)
         assert int(moved.min()) >= 254
 
@@ -329,81 +316,6 @@ def test_colours_change_and_fills_do_not() -> None:
         assert (second == torch.tensor(FILL)[:, None, None]).all(0)[fill].float().mean() > 0.99
         changed += not torch.equal(first, second)
     assert changed > 4
-
-
-# ------------------------------------------------------------------------------------------------ what the border leaves
-
-
-def _ring(seed: int, reach: float = 80) -> np.ndarray[Any, Any]:
-    """A simple polygon, mostly concave, about somewhere near a picture of 40 x 60."""
-    rng = np.random.default_rng(seed)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
-    radii = rng.uniform(3, 25, 9)
-    centre = rng.uniform(-10, reach, 2)
-    return centre + np.stack((np.cos(angles), np.sin(angles)), 1) * radii[:, None]
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_a_ring_cut_at_the_border_has_the_area_that_shapely_finds(seed: int) -> None:
-    ring = _ring(seed)
-    part = clip_ring(ring, (40, 60))
-    truth = Polygon(ring).intersection(box(0, 0, 60, 40))
-    assert abs(signed_area(part)) == pytest.approx(truth.area, abs=1e-6)
-    if len(part) and truth.area > 0:
-        assert part.min() >= 0
-        assert (part <= np.array([60, 40])).all()
-
-
-@pytest.mark.parametrize("form", ["quads", "outlines", "boxes"])
-@given(seed=st.integers(0, 10_000), degrees=st.floats(-180, 180), visible=st.sampled_from([0.0, 0.3, 0.7]))
-@settings(max_examples=60)
-def test_what_stays_is_what_shapely_still_sees(form: str, seed: int, degrees: float, visible: float) -> None:
-    rng = np.random.default_rng(seed)
-    boxes = np.stack([*rng.uniform(0, 60, (2, 8)), *rng.uniform(2, 40, (2, 8)), rng.uniform(-1.5, 1.5, 8)], 1)
-    quads = to_quads(torch.from_numpy(boxes).float())
-    objects = _objects(quads, form=form)
-    shown = [Polygon(quad).intersection(box(0, 0, 60, 60)) for quad in quads.tolist()]
-    objects = replace(objects, boxes=torch.tensor([part.bounds if part.area else (0.0,) * 4 for part in shown]))
-    if form == "boxes":
-        degrees = round(degrees / 90) * 90.0
-    source, picture = (60, 60), (50, 45)
-    move = rotation(degrees, source).then(scaling(0.9, 1.1)).then(shift(-4, 2))
-    found = moved_objects(objects, move, source, picture, visible)
-    frame, kept = box(0, 0, 45, 50), found.labels.tolist()
-    for i in range(8):
-        whole = box(*objects.boxes[i].tolist()) if form == "boxes" else Polygon(quads[i].tolist())
-        before = affinity.affine_transform(
-            whole.intersection(box(0, 0, 60, 60)), [move.a, move.b, move.d, move.e, move.c, move.f]
-        )
-        after = before.intersection(frame)
-        share = after.area / before.area if before.area > 1e-3 else 0.0
-        if abs(share - visible) > 0.01:
-            assert (i in kept) == (share > visible)
-        if i in kept:
-            torch.testing.assert_close(
-                found.boxes[kept.index(i)], torch.tensor(after.bounds).float(), atol=0.02, rtol=0
-            )
-
-
-def test_what_only_the_picture_had_cut_is_not_dropped_by_standing_still() -> None:
-    """A quad of which the image itself shows a tenth stays as long as that is shown."""
-    quads = torch.tensor([[[57.0, 10.0], [87.0, 10.0], [87.0, 20.0], [57.0, 20.0]]])
-    objects = replace(_objects(quads), boxes=torch.tensor([[57.0, 10.0, 60.0, 20.0]]))
-    image = torch.zeros(3, 60, 60, dtype=torch.uint8)
-    config = ObjectAugmentConfig.model_validate({**STILL, "visible": 0.9, "rot90": True})
-    for slot in range(4):
-        _, found = augment_objects(image, objects, config, 0, 0, slot)
-        assert len(found) == 1
-        assert bool((found.boxes >= 0).all())
-        assert bool((found.boxes <= 64).all())
-
-
-def test_an_image_without_objects_stays_without() -> None:
-    image = torch.zeros(3, 50, 70, dtype=torch.uint8)
-    for empty in (no_objects(), no_objects(quads=True), no_objects(outlines=True)):
-        _, found = augment_objects(image, empty, ObjectAugmentConfig.model_validate({**TURNED, "crop": 30}), 0, 0, 0)
-        assert len(found) == 0
-        assert (found.quads is None, found.outlines is None) == (empty.quads is None, empty.outlines is None)
 
 
 @pytest.mark.parametrize(

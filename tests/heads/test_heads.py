@@ -14,9 +14,10 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead
 from transformers.models.upernet.modeling_upernet import UperNetHead as TransformersHead
 
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig, LinearConfig, UPerNetConfig
-from vitp.heads.layers import KeyedDropout2d, norm_layer, synchronise_batch_norm
+from vitp.heads.layers import norm_layer, synchronise_batch_norm
 from vitp.heads.siamese import fuse, fused_channels
 from vitp.heads.upernet import AuxiliaryHead, UPerNetHead
+from vitp.train.keyed_drop import KeyedDropout2d
 
 CHANNELS = [20, 24, 28, 36]
 CONFIGS = [FCNConfig(width=32), UPerNetConfig(width=16), UPerNetConfig(width=16, norm="group"), LinearConfig()]
@@ -178,7 +179,7 @@ def test_dropout_takes_the_numbers_it_is_given() -> None:
     dropout = KeyedDropout2d(0.25, 4).train()
     x = torch.ones(2, 4, 3, 3)
     assert torch.equal(dropout(x), x)  # nobody handed any
-    dropout.uniform = torch.tensor([[0.0, 0.2, 0.25, 0.9], [0.9, 0.9, 0.9, 0.1]])
+    dropout.decide(torch.tensor([[0.0, 0.2, 0.25, 0.9], [0.9, 0.9, 0.9, 0.1]]))
     kept = dropout(x)[:, :, 0, 0] * 0.75
     torch.testing.assert_close(kept, torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0]]))
     assert torch.equal(dropout.eval()(x), x)

@@ -124,7 +124,7 @@ def test_proposals_equal_the_slow_version():
     for level, (scores, shifts, anchors) in enumerate(zip(logits, offsets, rpn.anchors(maps), strict=True)):
         best = sorted(range(len(anchors)), key=lambda n: -scores[0, n].item())[:40]
         boxes = [slow.midpoint_decode(anchors[n].tolist(), shifts[0, n].tolist()) for n in best]
-        points = [float(scores[0, n]) for n in best]
+        points = [scores[0, n].item() for n in best]
         kept = slow.suppress([slow.around(box) for box in boxes], points, 0.8)
         scored += [(points[n], level, boxes[n]) for n in kept]
         assert level > 1 or len(kept) < 40  # something was suppressed

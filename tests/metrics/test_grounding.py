@@ -60,7 +60,7 @@ def test_a_broken_reference_is_the_users_to_mend() -> None:
         fit(BOX, "<box>[[1, 2, 3, 4]]")
 
 
-def painted(outline: tuple[tuple[float, float], ...], side: int = 200) -> np.ndarray:
+def painted(outline: tuple[tuple[float, float], ...], side: int = 400) -> np.ndarray:
     """Which of side x side sample points of 0-1000 lie in a convex outline."""
     at = (np.arange(side) + 0.5) / side * 1000
     x, y = np.meshgrid(at, at)

@@ -31,6 +31,7 @@ from vitp.tasks.segment import (
     predict_logits,
     score_masks,
 )
+from vitp.train.keyed_drop import KeyedDropPath
 from vitp.train.task import StepBatch
 
 TINY = BackboneConfig(architecture="vit_tiny_patch16_224", image_size=32, patch_size=8, width=32, depth=2, heads=2)
@@ -245,14 +246,14 @@ def test_a_resumed_run_with_averaged_weights_ends_where_an_unbroken_one_does(fol
     for name in ("model.safetensors", "metrics.json"):
         (tmp_path / "cut" / name).unlink()
     cut = finetune(_recipe(folder, tmp_path / "cut", **changes), resume=True)
-    assert cut.scores == whole.scores
+    assert cut.scores.as_dict() == whole.scores.as_dict()
     a, b = (load_change(tmp_path / name)[0].state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     plain = finetune(_recipe(folder, tmp_path / "plain", **{**changes, "ema": None}))
     c = load_change(plain.out)[0].state_dict()
     assert any(not torch.equal(a[name], c[name]) for name in a)  # what is saved is the average
     done = finetune(_recipe(folder, tmp_path / "cut", **changes), resume=True)  # nothing left to do
-    assert done.scores == whole.scores
+    assert done.scores.as_dict() == whole.scores.as_dict()
     (tmp_path / "cut/checkpoints/step_00000006/average.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"average\.safetensors"):
         finetune(_recipe(folder, tmp_path / "cut", **changes), resume=True)
@@ -294,6 +295,21 @@ def test_adapter_drops_and_learns_by_sample_and_by_depth(folder: Path) -> None:
         found.append(_gradient(task, task.step_batch(1)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-5)
+    (micro,) = _task(folder, 4, SegmenterParts(fusion="concat")).step_batch(1).micros
+    decided = {}
+    for drop_path in (0.5, 0.0):  # the branches are dropped in training, each date of a sample for itself
+        features["drop_path"] = drop_path
+        parts = SegmenterParts.model_validate({"features": features, "head": GROUP, "fusion": "concat"})
+        task = _task(folder, 4, parts, vit=TINY.model_copy(update={"depth": 4}))
+        task.loss(micro)
+        paths = [m for m in task.model.modules() if isinstance(m, KeyedDropPath)]
+        decided[drop_path] = [m.decided for m in paths], float(task.loss(micro)[0].detach())
+    assert decided[0.0][0] == [None] * 6  # four extractors, two more
+    scales = torch.stack([scale[:, 0] for scale in decided[0.5][0] if scale is not None])
+    assert scales.shape == (6, 8)
+    assert scales.unique().tolist() == [0.0, 2.0]
+    assert not torch.equal(scales[:, :4], scales[:, 4:])
+    assert decided[0.5][1] != decided[0.0][1]
     rates = {g.name: g.lr for g in task.parameter_groups()}
     assert rates["head"] == rates["features_05"] == 1e-2
     assert rates["backbone_01"] == pytest.approx(1e-3 * 0.8**4)

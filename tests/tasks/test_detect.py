@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vitp.backbone.vit import BackboneConfig, random_backbone
+from vitp.backbone.vit import BackboneConfig, random_backbone, save_backbone
 from vitp.boxes.objects import Objects, no_objects
 from vitp.commands.finetune import finetune, load_finetune
-from vitp.commands.finetune_detect import DetectConfig, DetectResult
+from vitp.commands.finetune_detect import DetectConfig, DetectResult, build_detect_task
 from vitp.datasets.detection import DetectionData, open_detection
 from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
 from vitp.datasets.objects_config import CocoConfig
@@ -34,6 +34,7 @@ from vitp.tasks.detect import (
     score_objects,
 )
 from vitp.tasks.detect_task import DetectData, DetectTask
+from vitp.train.loop import train
 
 TINY = {"architecture": "vit_tiny_patch16_224", "image_size": 64, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
 SMALL_RPN = {"channels": 32, "anchors": {"scales": [4.0]}, "train_proposals": 60, "test_proposals": 60, "per_level": 60}
@@ -275,14 +276,12 @@ def test_a_saved_detector_finds_the_same(tmp_path: Path) -> None:
 
 def test_a_detector_learns_two_rectangles_by_heart(folder: Path, tmp_path: Path) -> None:
     """Trained and scored on the same two pictures, boxes and masks."""
-    (tmp_path / "two.txt").write_text("0.png\n4.png")
     recipe = _recipe(
         folder,
         tmp_path / "run",
         "mask_rcnn",
         steps=45,
         batch_size=2,
-        data=_data(folder, train_list="train.txt", test_list="test.txt"),
     )
     config = DetectConfig.model_validate(recipe)
     data = open_detection(config.data)
@@ -293,9 +292,6 @@ def test_a_detector_learns_two_rectangles_by_heart(folder: Path, tmp_path: Path)
 
 
 def _run(config: DetectConfig, data: DetectionData, out: Path) -> dict[str, float]:
-    from vitp.commands.finetune_detect import build_detect_task
-    from vitp.train.loop import train
-
     backbone = random_backbone(BackboneConfig.model_validate(TINY), 0)
     task = build_detect_task(config, data, backbone)
     train(task, config, out)
@@ -396,8 +392,6 @@ def test_the_task_decides_which_recipe_it_is(folder: Path, tmp_path: Path) -> No
 def test_files_that_hold_no_detector(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load_detector(tmp_path)
-    from vitp.backbone.vit import save_backbone
-
     backbone = random_backbone(BackboneConfig.model_validate(TINY), 0)
     save_backbone(tmp_path / "model.safetensors", backbone, backbone.config)
     with pytest.raises(CheckpointError, match="task: detect"):

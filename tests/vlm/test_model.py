@@ -194,7 +194,8 @@ def test_stochastic_depth_belongs_to_the_tile_not_to_the_batch() -> None:
 
 
 def test_stochastic_depth_keeps_the_expectation() -> None:
-    from vitp.vlm.stochastic_depth import KeyedDropPath, set_uniforms
+    from vitp.train.keyed_drop import KeyedDropPath
+    from vitp.vlm.stochastic_depth import set_uniforms
 
     module = KeyedDropPath(0.3).train()
     set_uniforms([module], ((torch.arange(1000) + 0.5) / 1000)[:, None])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitp.ablation.kinds import shown_scores
 from vitp.commands.finetune import DetectConfig, FinetuneConfig, finetune, recipe_kind
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import Config, dump
@@ -20,15 +21,8 @@ from vitp.recipes import find_recipe, load_recipe
 from vitp.train.loop import MARKER
 from vitp.yaml_lines import read
 
-# Numbers of a result that go into the table, in percent there: name in the result -> name of the column.
-_SHOWN = {
-    "linear_mean": "linear",
-    "knn_mean": "kNN",
-    "miou": "mIoU",
-    "mdice_foreground": "Dice",
-    "AP50": "AP50",
-    "mAP_voc07": "mAP",
-}
+# Numbers of a probe that go into the table, in percent there: name in the result -> name of the column.
+_PROBED = {"linear_mean": "linear", "knn_mean": "kNN"}
 
 
 @dataclass(frozen=True)
@@ -85,11 +79,8 @@ class Downstream:
 
     def shown(self, numbers: dict[str, Any]) -> dict[str, float]:
         """The table's columns, in percent."""
-        return {
-            f"{self.label} {column}": 100 * numbers[name]
-            for name, column in _SHOWN.items()
-            if isinstance(numbers.get(name), int | float)
-        }
+        probed = {column: 100 * numbers[name] for name, column in _PROBED.items() if name in numbers}
+        return {f"{self.label} {column}": value for column, value in (probed or shown_scores(numbers)).items()}
 
 
 def parse_then(texts: Sequence[str]) -> tuple[Downstream, ...]:

@@ -24,14 +24,19 @@ from vitp.train.task import Progress
 KindName = Literal["pretrain", "finetune"]
 Swept = PretrainConfig | FinetuneConfig | DetectConfig
 # Numbers of a fine-tuning that go into the table, in percent there: name in metrics.json -> name of the column.
-SCORES = {
-    "miou": "mIoU",
-    "mdice_foreground": "Dice",
-    "f1_changed": "F1 changed",
-    "AP": "AP",
-    "AP50": "AP50",
-    "mAP_voc07": "mAP07",
+_SCORES = {"miou": "mIoU", "mdice_foreground": "Dice", "f1_changed": "F1 changed"}
+_OBJECT_SCORES = {  # by the form of boxes, the main one first (`DetectionScores.main`)
+    "upright": {"AP": "AP", "AP50": "AP50", "mask_AP": "mask AP"},
+    "rotated": {"mAP_voc07": "mAP", "AP": "AP", "AP50": "AP50"},
 }
+
+
+def shown_scores(numbers: dict[str, Any]) -> dict[str, float]:
+    """The scores of a fine-tuning that go into a table, in percent, by column; those that do not exist are left out."""
+    columns = _OBJECT_SCORES.get(str(numbers.get("form")), _SCORES)
+    return {
+        column: 100 * numbers[name] for name, column in columns.items() if isinstance(numbers.get(name), int | float)
+    }
 
 
 class Kind(ABC):
@@ -135,8 +140,7 @@ class Finetuning(Kind):
     def numbers(self, config: Swept, seconds: float) -> dict[str, float]:
         """Scores on the test images in percent, then loss, rate and minutes."""
         found = read_record(config.folder / METRICS)
-        scores = {SCORES[name]: 100 * found[name] for name in SCORES if isinstance(found.get(name), int | float)}
-        return {**scores, **training_numbers(config.folder, 0, seconds)}
+        return {**shown_scores(found), **training_numbers(config.folder, 0, seconds)}
 
     def measured(self, config: Swept) -> bool:
         """Whether its scores are there."""

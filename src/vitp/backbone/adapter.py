@@ -24,7 +24,7 @@ from vitp.backbone.dense import DenseBackbone, resample
 from vitp.backbone.vit import ViTBackbone
 from vitp.config import Config
 from vitp.errors import ConfigError
-from vitp.vlm.stochastic_depth import KeyedDropout, KeyedDropPath
+from vitp.train.keyed_drop import KeyedDropout, KeyedDropPath
 
 Variant = Literal["compiled", "fallback"]
 _LEVELS = (8, 16, 32)  # strides of the pyramid that talks with the tokens

@@ -11,7 +11,7 @@ from typing import Any
 from vitp.backbone.vit import read_metadata
 from vitp.commands.evaluate_dense import evaluate_dense
 from vitp.commands.evaluate_detect import evaluate_detect
-from vitp.commands.finetune import METRICS
+from vitp.commands.finetune_recipe import METRICS, PICTURES, REPORT
 from vitp.commands.scoring import Asked, Tta
 from vitp.datasets.splits import Split
 from vitp.errors import CheckpointError, ConfigError, OutputError
@@ -21,7 +21,6 @@ _SCORERS: dict[str, Callable[[Asked], tuple[dict[str, Any], list[str]]]] = {
     "segmenter": evaluate_dense,
     "detector": evaluate_detect,
 }
-REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class EvaluateResult:
 
     @property
     def report(self) -> Path:
-        """Table, confusion matrix and pictures."""
+        """Tables, what was mistaken for what, and pictures."""
         return self.out / REPORT
 
     def lines(self) -> list[str]:
@@ -51,7 +50,8 @@ def evaluate(
     tta: Tta = "own",
     recipe: Path | str | None = None,
     out: Path | str | None = None,
-    pictures: int = 6,
+    pictures: int = PICTURES,
+    submission: Path | str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     say: Callable[[str], None] = lambda _: None,
@@ -68,6 +68,7 @@ def evaluate(
         recipe: whose data and inference are taken; by default recipe.yaml beside the model.
         out: folder of the results; by default evaluation/SPLIT in the run's folder.
         pictures: images shown in the report.
+        submission: a zip to write what a detector found to, as DOTA's server takes it; patches are merged to whole images.
         overwrite: replace the results of an earlier call in `out`.
         progress: told images done and how many there are.
         say: receives lines worth reading.
@@ -92,9 +93,22 @@ def evaluate(
     target = Path(out) if out is not None else file.parent / "evaluation" / split
     if (target / METRICS).exists() and not overwrite:
         raise OutputError(f"{target} holds an evaluation: say --overwrite to replace it, or choose another --out")
+    zipped = None if submission is None else Path(submission)
+    if zipped is not None and zipped.exists() and not overwrite:
+        raise OutputError(f"{zipped} exists: say --overwrite to replace it, or choose another --submission")
     places = () if data is None else (f"data.root={json.dumps(str(data))}",)
     asked = Asked(
-        file, source, (*places, *overrides), split, tta, target / METRICS, target / REPORT, pictures, progress, say
+        model=file,
+        recipe=source,
+        overrides=(*places, *overrides),
+        split=split,
+        tta=tta,
+        metrics=target / METRICS,
+        report=target / REPORT,
+        submission=zipped,
+        pictures=pictures,
+        progress=progress,
+        say=say,
     )
     numbers, table = scorer(asked)
     return EvaluateResult(target, {"out": str(target), **numbers}, table)

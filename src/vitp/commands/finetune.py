@@ -13,7 +13,18 @@ from torch import nn
 
 from vitp.backbone.vit import ViTBackbone, choose_attention
 from vitp.commands.finetune_detect import DetectConfig, DetectResult, finetune_detect
-from vitp.commands.finetune_recipe import DownstreamConfig, FinetuneConfig, begin, images_fingerprint, start_backbone
+from vitp.commands.finetune_recipe import (
+    METRICS,
+    PICTURES,
+    REPORT,
+    DownstreamConfig,
+    FinetuneConfig,
+    begin,
+    counted,
+    images_fingerprint,
+    start_backbone,
+)
+from vitp.commands.scoring_masks import score_and_show, table_lines
 from vitp.datasets.dense import DenseData, open_dataset
 from vitp.datasets.pairs import PairFolder
 from vitp.datasets.report import MaskReport
@@ -22,7 +33,7 @@ from vitp.heads.siamese import Fusion
 from vitp.metrics.segmentation import SegmentationScores
 from vitp.recipes import find_recipe, load_recipe
 from vitp.tasks.change import ChangeData, ChangeTask
-from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter, score_masks
+from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter
 from vitp.tasks.segment_task import SegmentData, SegmentTask, StepData
 from vitp.train.distributed import refuse_ranks
 from vitp.train.loop import TrainResult, check_output, train
@@ -30,9 +41,8 @@ from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
 from vitp.yaml_lines import read
 
-__all__ = ["DetectConfig", "FinetuneConfig", "FinetuneResult", "finetune", "load_finetune", "start_backbone"]
+__all__ = ["METRICS", "DetectConfig", "FinetuneConfig", "FinetuneResult", "finetune", "load_finetune", "start_backbone"]
 
-METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 _ANY_LENGTH = 1 << 30
 
 
@@ -51,6 +61,15 @@ class FinetuneResult:
     def changed(self) -> float | None:
         """F1 of the last class, "changed", of change detection (what its papers report); None: no such class was seen."""
         return self.scores.changed if self.change else None
+
+    @property
+    def report(self) -> Path:
+        """Table, confusion matrix and pictures of the test images."""
+        return self.out / REPORT
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return table_lines(self.scores, change=self.change)
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -193,13 +212,16 @@ def finetune(
     )
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
+    told = counted(say, "scores", "test images")
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        scores = score_masks(task.segmenter, data, data.test, config.inference).scores()
+        scored = score_and_show(task.segmenter, data, data.test, config.inference, pictures=PICTURES, progress=told)
+    scores = scored.scores
     if scores.absent:
         say(f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means")
     file = out / "model.safetensors"
     save_segmenter(file, task.segmenter, config.inference)
     result = FinetuneResult(out, file, trained, scores, report, change=config.task == "change")
+    scored.write(out / REPORT, f"{config.name}, test images", config.data.background)
     write_json(out / METRICS, result.numbers)
     return result
 

@@ -11,7 +11,17 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vitp.backbone.vit import ViTBackbone, choose_attention
-from vitp.commands.finetune_recipe import DownstreamConfig, begin, images_fingerprint, start_backbone
+from vitp.commands.finetune_recipe import (
+    METRICS,
+    PICTURES,
+    REPORT,
+    DownstreamConfig,
+    begin,
+    counted,
+    images_fingerprint,
+    start_backbone,
+)
+from vitp.commands.scoring_objects import choose_threshold, score_and_show
 from vitp.datasets.detection import DetectionData, DetectionDataConfig, open_detection
 from vitp.datasets.object_transforms import ObjectAugmentConfig
 from vitp.errors import ConfigError
@@ -19,17 +29,14 @@ from vitp.files import write_json
 from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
 from vitp.heads.necks import NeckConfig, SimpleFPNConfig
 from vitp.metrics.detection import DetectionScores
-from vitp.metrics.detection_report import best_threshold
 from vitp.tasks.detect import (
     BoxForm,
-    Detector,
     DetectorParts,
     ObjectInference,
     Shown,
     build_detector,
     merge_features,
     save_detector,
-    score_objects,
 )
 from vitp.tasks.detect_task import DetectData, DetectTask
 from vitp.train.loop import TrainResult, check_output, train
@@ -75,6 +82,17 @@ class DetectResult:
     model: Path  # read it with vitp.tasks.detect.load_detector
     train: TrainResult
     scores: DetectionScores  # on the test images
+    threshold: float | None  # score from which finds are shown; None: no validation images chose one
+    table: tuple[str, ...]  # of classes, for people
+
+    @property
+    def report(self) -> Path:
+        """Tables, curves, errors and pictures of the test images."""
+        return self.out / REPORT
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [*self.table]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -83,6 +101,7 @@ class DetectResult:
             "out": str(self.out),
             "loss": self.train.loss,
             "seconds": self.train.seconds,
+            "threshold": self.threshold,
             **self.scores.as_dict(),
         }
 
@@ -115,29 +134,16 @@ def finetune_detect(
     trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint)
     merge_features(task.detector)
     shown = Shown(augment=config.augment, inference=config.inference)
-    if data.val and shown.inference.threshold is None:
-        shown = choose_threshold(task.detector, data, shown, bf16=bf16, say=say)
-    scores = score_objects(task.detector, data, data.test, shown, bf16=bf16).scores()
+    told = counted(say, "threshold", "validation images")
+    shown, origin = choose_threshold(task.detector, data, shown, bf16=bf16, progress=told, say=say)
     file = out / "model.safetensors"
     save_detector(file, task.detector, shown)
-    result = DetectResult(out, file, trained, scores)
-    write_json(out / "metrics.json", result.numbers)
+    told = counted(say, "scores", "test images")
+    scored = score_and_show(task.detector, data, data.test, shown, origin, bf16=bf16, pictures=PICTURES, progress=told)
+    scored.write(out / REPORT, f"{config.name}, test images")
+    result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, tuple(scored.class_lines()))
+    write_json(out / METRICS, result.numbers)
     return result
-
-
-def choose_threshold(
-    model: Detector, data: DetectionData, shown: Shown, *, bf16: bool, say: Callable[[str], None]
-) -> Shown:
-    """With the score whose F1 is highest on the validation images; as it was where nothing is found on them."""
-    best = best_threshold(model.classes, score_objects(model, data, data.val, shown, bf16=bf16).matches()).overall
-    if best is None:
-        say("threshold: nothing is found on the validation images; none is chosen")
-        return shown
-    say(
-        f"threshold: from a score of {best.score:.2f} on, {100 * best.precision:.0f} % of the finds on the validation images "
-        f"are right and {100 * best.recall:.0f} % of their objects are found"
-    )
-    return shown.model_copy(update={"inference": shown.inference.model_copy(update={"threshold": best.score})})
 
 
 def check_labels(config: DetectConfig, data: DetectionData) -> None:

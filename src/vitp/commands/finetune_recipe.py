@@ -20,10 +20,15 @@ from vitp.datasets.transforms import AugmentConfig
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
 from vitp.heads.losses import LossConfig, LossTerms
 from vitp.heads.siamese import Fusion
+from vitp.progress import lines
 from vitp.tasks.segment import InferenceConfig
 from vitp.train.loop import open_output, recipe_fingerprint
 from vitp.train.loop_config import LoopConfig
 from vitp.train.task import Task
+
+METRICS = "metrics.json"  # in the run's folder, once its test images are scored
+REPORT = "report.html"  # likewise
+PICTURES = 6  # in a report
 
 
 class DownstreamConfig(LoopConfig):
@@ -117,6 +122,12 @@ def begin(config: DownstreamConfig, task: Task, *, resume: bool, overwrite: bool
     if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
         open_output(out, overwrite=overwrite)
         save(config, out / "recipe.yaml")
+
+
+def counted(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, int], None]:
+    """A receiver of (done, total) that says a line now and then."""
+    show = lines(say, title, unit)
+    return lambda done, total: show(done, total, "")
 
 
 class _Rooted(Protocol):

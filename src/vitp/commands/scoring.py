@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -12,7 +11,6 @@ from typing import Literal, Protocol, TypeVar
 from vitp.commands.finetune import DetectConfig, FinetuneConfig, load_finetune
 from vitp.datasets.splits import Split
 from vitp.errors import ConfigError, DataError
-from vitp.inference.engine import ahead
 from vitp.tasks.detect import ObjectInference
 from vitp.tasks.segment import InferenceConfig
 
@@ -20,7 +18,6 @@ Tta = Literal["own", "none", "flip", "multiscale"]
 _SCALES = (0.75, 1.0, 1.25)  # declared by the released change configs
 
 I = TypeVar("I", InferenceConfig, ObjectInference)  # noqa: E741
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class Asked:
     tta: Tta
     metrics: Path  # to write
     report: Path  # to write
+    submission: Path | None  # to write
     pictures: int  # in the report
     progress: Callable[[int, int], None]  # images done, of how many
     say: Callable[[str], None]
@@ -93,14 +91,3 @@ def viewed(inference: I, tta: Tta) -> I:
         return inference
     scales = _SCALES if tta == "multiscale" else (1.0,)
     return inference.model_copy(update={"scales": scales, "flips": "none" if tta == "none" else "horizontal"})
-
-
-def read_ahead(read: Callable[[int], S], indices: Sequence[int]) -> Generator[tuple[int, S], None, None]:
-    """(index, sample) of each, read in another thread while the one before is used."""
-
-    def each() -> Iterator[tuple[int, S]]:
-        for index in indices:
-            yield index, read(index)
-
-    with closing(ahead(each())) as samples:
-        yield from samples

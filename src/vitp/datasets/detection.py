@@ -106,14 +106,14 @@ class DetectionData(Divided):
         size = self._checked(index, (image.shape[1], image.shape[2]))
         return image, settle(self.table, index, self.items[index], size)
 
-    def check(self, threads: int = 4) -> ObjectReport:
-        """Look at the header of every image and at every object, and count.
+    def check(self, threads: int = 4, *, parts: Sequence[Split] = SPLITS) -> ObjectReport:
+        """Look at the header of every image of some parts and at every object, and count.
 
         Raises:
             DataError: a header that cannot be read, an image of another size than its labels say, more unusable objects
-                than `tolerate`, or no object to learn from.
+                than `tolerate`, or no object to learn from where the training images are looked at.
         """
-        used = sorted({*self.train, *self.val, *self.test})
+        used = sorted({i for part in parts for i in self.indices(part)})
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(self.size, used):
                 pass
@@ -126,10 +126,10 @@ class DetectionData(Divided):
             notes.append(f"{self._unused} images show no object; none of them is trained on (data.skip_empty)")
         if self.table.left_out:
             notes.append(f"{self.table.left_out} objects are left out as data.leave_out asks")
-        if shared := set(self.val) & set(self.test):
+        if {"val", "test"} <= {*parts} and (shared := set(self.val) & set(self.test)):
             notes.append(f"{len(shared)} of {len(self.test)} test images are validation images too")
-        report = self._counted(found, self._findings.merged(findings), notes)
-        if not any(report.objects["train"].values()):
+        report = self._counted(found, parts, self._findings.merged(findings), notes)
+        if "train" in parts and not any(report.objects["train"].values()):
             raise DataError("no training image shows an object that can be learned", str(self.config.root))
         return report
 
@@ -151,14 +151,16 @@ class DetectionData(Divided):
                 str(self.config.root),
             )
 
-    def _counted(self, found: dict[int, Objects], findings: Findings, notes: Sequence[str]) -> ObjectReport:
+    def _counted(
+        self, found: dict[int, Objects], parts: Sequence[Split], findings: Findings, notes: Sequence[str]
+    ) -> ObjectReport:
         objects: dict[Split, dict[str, int]] = {}
         images: dict[Split, int] = {}
         empty: dict[Split, int] = {}
         ignored: dict[Split, int] = {}
         sizes = Counter({name: 0 for name, _ in SIZES})
         for split in SPLITS:
-            shown = [found[i] for i in self.indices(split)]
+            shown = [found[i] for i in self.indices(split)] if split in parts else []
             counts = np.zeros(len(self.classes), dtype=np.int64)
             images[split], empty[split], ignored[split] = len(shown), sum(not len(o) for o in shown), 0
             for seen in shown:

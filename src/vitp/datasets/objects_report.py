@@ -93,8 +93,11 @@ class ObjectReport:
                 found.append(
                     f"{split}: {self.images[split]} images, {count} objects" + "".join(f", {e}" for e in extra)
                 )
-        shares = ", ".join(f"{count} {name}" for name, count in self.sizes.items())
-        found.append(f"training objects: {shares} (sides below 32, below 96, above); at most {self.most} in one image")
+        if self.images["train"]:
+            shares = ", ".join(f"{count} {name}" for name, count in self.sizes.items())
+            found.append(
+                f"training objects: {shares} (sides below 32, below 96, above); at most {self.most} in one image"
+            )
         for split in SPLITS:
             if self.images[split] and (absent := self.missing(split)):
                 found.append(f"no {split} object of {', '.join(absent)}")

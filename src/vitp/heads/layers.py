@@ -1,4 +1,4 @@
-"""What heads are made of: convolution with norm and ReLU, aligned enlargement, dropout whose draws are handed in.
+"""What heads are made of: convolution with norm and ReLU, aligned enlargement, classifier.
 
 Shape legend: B images, C channels, h x w cells.
 """
@@ -45,30 +45,6 @@ def enlarge(x: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
     Where `size` is `factor` times that of `x` this is interpolation with align_corners False.
     """
     return functional.interpolate(x, scale_factor=float(factor), mode="bilinear")[..., : size[0], : size[1]]
-
-
-class KeyedDropout2d(nn.Module):
-    """Drops whole channels of an image, by uniform numbers [B, C] that `hand_uniforms` sets; the others grow by 1 / (1 - rate).
-
-    Without numbers, or in eval mode, nothing drops. torch's own module would draw from the global generator, and a step
-    would depend on how it is cut into micro-batches.
-    """
-
-    def __init__(self, rate: float, channels: int) -> None:
-        super().__init__()
-        self.rate, self.channels = rate, channels
-        self.uniform: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] to the same shape."""
-        if not self.training or self.rate == 0.0 or self.uniform is None:
-            return x
-        keep = (self.uniform >= self.rate).to(x.dtype) / (1.0 - self.rate)
-        return x * keep[:, :, None, None]
-
-    def extra_repr(self) -> str:
-        """The rate, for ``print(model)``."""
-        return f"rate={self.rate:g}"
 
 
 def classifier(channels: int, classes: int) -> nn.Conv2d:

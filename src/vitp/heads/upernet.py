@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitp.heads.enlarged import convolve_enlarged
-from vitp.heads.layers import ConvNormReLU, KeyedDropout2d, Norm, classifier, enlarge
+from vitp.heads.layers import ConvNormReLU, Norm, classifier, enlarge
+from vitp.train.keyed_drop import KeyedDropout2d
 
 
 class PyramidPooling(nn.Module):

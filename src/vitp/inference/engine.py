@@ -6,7 +6,7 @@ Shape legend: C channels, K classes, W columns of the image, n rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -132,6 +132,12 @@ def ahead(items: Iterator[T]) -> Generator[T, None, None]:
         while (item := coming.result()) is not done:
             coming = pool.submit(next, items, done)
             yield item  # type: ignore[misc]
+
+
+def read_ahead(read: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T]]:
+    """(index, sample) of each, read in another thread while the one before is used."""
+    with closing(ahead((index, read(index)) for index in indices)) as samples:
+        yield from samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from vitp.inference.finder import Finder
 from vitp.tasks.detect import finder_of, load_detector
 from vitp.train.loop_config import choose_device, uses_bf16
 
-_THRESHOLD = 0.3  # ours, where no validation images chose one
 _TWICE = 2  # an image of so many times the side a model was trained at is still seen whole
 
 
@@ -31,13 +30,12 @@ def load_finder(run: Path, config: PredictConfig) -> tuple[Finder, int]:
     device = choose_device(config.device)
     model, shown = load_detector(run)
     finder = finder_of(model.to(device).eval(), shown, bf16=uses_bf16(config.precision, device))
-    own = _THRESHOLD if shown.inference.threshold is None else shown.inference.threshold
     finder = replace(
         finder,
         scales=config.scales,
         flips=config.flips,
         merge=finder.merge if config.merge is None else config.merge,
-        threshold=own if config.threshold is None else config.threshold,
+        threshold=shown.inference.shown_from if config.threshold is None else config.threshold,
     )
     return finder, finder.side or max(shown.augment.sizes)
 

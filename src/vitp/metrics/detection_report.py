@@ -25,7 +25,7 @@ _SHORT = ("dupl.", "classif.", "local.", "both", "backgr.")  # KINDS, so that th
 
 @dataclass(frozen=True)
 class ScoreThreshold:
-    """Where F1 is highest: detections with a score of at least `score` are kept."""
+    """Detections with a score of at least `score` are kept; NaN where none is, or no object is there."""
 
     score: float
     f1: float
@@ -40,11 +40,12 @@ class ScoreThresholds:
     iou: float
     overall: ScoreThreshold | None  # one for all classes, detections and objects pooled
     classes: tuple[tuple[str, ScoreThreshold | None], ...]
+    origin: str | None = None  # of a score that was given; None: those with the highest F1
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready."""
-        rows = {name: None if found is None else asdict(found) for name, found in self.classes}
-        return {"iou": self.iou, "overall": None if self.overall is None else asdict(self.overall), "classes": rows}
+        rows = {name: _plain_numbers(found) for name, found in self.classes}
+        return {"iou": self.iou, "overall": _plain_numbers(self.overall), "classes": rows}
 
 
 def best_threshold(classes: Sequence[str], matches: Matches, iou: float = 0.5) -> ScoreThresholds:
@@ -62,6 +63,23 @@ def best_threshold(classes: Sequence[str], matches: Matches, iou: float = 0.5) -
     overall = _best(outcome[kept] == HIT, matches.scores[kept], int(matches.counted().sum()))
     rows = tuple((name, _best(*curve(matches, label, iou))) for label, name in enumerate(classes))
     return ScoreThresholds(iou, overall, rows)
+
+
+def at_score(classes: Sequence[str], matches: Matches, score: float, origin: str, iou: float = 0.5) -> ScoreThresholds:
+    """What one score threshold, chosen elsewhere, is worth on these images, by class and of all together.
+
+    Args:
+        classes: names by class id.
+        matches: of the images (`DetectionMetric.matches()`).
+        score: the threshold.
+        origin: where it comes from, in words.
+        iou: overlap from which an object counts as found.
+    """
+    outcome = matches.outcomes(iou)
+    kept = outcome != IGNORED
+    overall = _at(outcome[kept] == HIT, matches.scores[kept], int(matches.counted().sum()), score)
+    rows = tuple((name, _at(*curve(matches, label, iou), score)) for label, name in enumerate(classes))
+    return ScoreThresholds(iou, overall, rows, origin)
 
 
 def class_table(scores: DetectionScores) -> Table:
@@ -129,11 +147,14 @@ def threshold_table(thresholds: ScoreThresholds) -> Table:
         [name, *((math.nan,) * 4 if found is None else (found.score, found.f1, found.precision, found.recall))]
         for name, found in (*thresholds.classes, ("all", thresholds.overall))
     ]
+    worth = "Where F1 is highest"
+    if thresholds.origin is not None and thresholds.overall is not None:
+        worth = f"A score of {thresholds.overall.score:.3g}, {thresholds.origin}: what it is worth on these images"
     return Table(
         title="Score thresholds",
         columns=["class", "score", "F1", "precision", "recall"],
         rows=rows,
-        caption=f"Where F1 is highest at IoU {thresholds.iou:g}: detections with at least this score are kept.",
+        caption=f"{worth} at IoU {thresholds.iou:g}: detections with at least this score are kept.",
         highlight_row=len(rows) - 1,
     )
 
@@ -183,7 +204,7 @@ def detection_sections(
     Args:
         metric: what was gathered.
         scores: `metric.scores()`.
-        thresholds: chosen on a validation set, or None: of these images themselves, and the report says so.
+        thresholds: chosen on a validation set (`at_score`), or None: of these images themselves, and the report says so.
     """
     matches = metric.matches()
     used = best_threshold(metric.classes, matches) if thresholds is None else thresholds
@@ -236,6 +257,23 @@ def _best(hits: Flags, scores: Floats, objects: int) -> ScoreThreshold | None:
     ends = np.append(scores[1:] != scores[:-1], True)  # equal scores are kept or dropped together
     at = int(np.where(ends, f1, -1.0).argmax())
     return ScoreThreshold(float(scores[at]), float(f1[at]), float(found[at] / kept[at]), float(found[at] / objects))
+
+
+def _at(hits: Flags, scores: Floats, objects: int, score: float) -> ScoreThreshold:
+    kept = scores >= score
+    found, count = int(hits[kept].sum()), int(kept.sum())
+    return ScoreThreshold(
+        score,
+        f1=2 * found / (count + objects) if objects else math.nan,
+        precision=found / count if count else math.nan,
+        recall=found / objects if objects else math.nan,
+    )
+
+
+def _plain_numbers(found: ScoreThreshold | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    return {name: None if math.isnan(value) else value for name, value in asdict(found).items()}
 
 
 def _interpolated(matches: Matches, label: int, iou: float) -> Floats:

@@ -104,6 +104,11 @@ def read_submission(path: Path, classes: Sequence[str], *, task: Task = 1) -> di
     return {image: _detections(numbers[image], labels[image], task) for image in sorted(numbers)}
 
 
+def is_patch(name: str) -> bool:
+    """Whether a name is that of a patch: P0006__1024__824___0."""
+    return _PATCH.fullmatch(name) is not None
+
+
 def merge_patches(found: Iterable[tuple[str, Detections]], threshold: float = MERGE_IOU) -> dict[str, Detections]:
     """The detections of patches in the pixels of their images, each object once: NMS class by class over all patches.
 

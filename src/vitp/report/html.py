@@ -98,6 +98,7 @@ class ImageGrid:
     rows: Sequence[Sequence[Picture]]
     column_titles: Sequence[str] = ()
     caption: str = ""
+    widest: float = 17  # of a column, in rem; a page is 46 wide
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
+from vitp.datasets.objects_dota import dota_lines
 from vitp.errors import DataError
 from vitp.synthesis.config import SynthesizeConfig
 from vitp.synthesis.labels import (
@@ -66,17 +66,6 @@ def read_dota(config: SynthesizeConfig) -> LabelledSet:
     return found
 
 
-def dota_lines(file: Path) -> Iterator[tuple[int, tuple[Corners, str, int]]]:
-    """Number of the line, and corners, class and difficulty, of every object in a DOTA text file.
-
-    Raises:
-        DataError: with file:line: a line is neither object nor header.
-    """
-    for number, text in enumerate(read_label_text(file).splitlines(), 1):
-        if not is_header(text):
-            yield number, dota_line(text, f"{file}:{number}")
-
-
 def _split_folder(config: SynthesizeConfig) -> Path:
     base = base_of(config)
     if config.split is not None and base == config.root:
@@ -107,37 +96,6 @@ def _images_by_stem(folder: Path) -> dict[str, Path]:
                 raise DataError(text, str(path))
             found[path.stem] = path
     return found
-
-
-def is_header(text: str) -> bool:
-    """Whether a line is none of an object: blank, or ``imagesource:GoogleEarth``, ``acquisition dates:...``, ``gsd:0.2``."""
-    if not text.strip():
-        return True
-    first = text.split()[0]
-    try:
-        float(first)
-    except ValueError:
-        return ":" in text
-    return False
-
-
-def dota_line(text: str, where: str) -> tuple[Corners, str, int]:
-    """Corners, class and difficulty of a line; without one the difficulty is 0. Corners may be NaN or infinite.
-
-    Raises:
-        DataError: other fields, or no numbers where there must be some.
-    """
-    parts = text.split()
-    fix = "write x1 y1 x2 y2 x3 y3 x4 y4 class difficult"
-    if len(parts) not in (9, 10):
-        raise DataError(f"has {len(parts)} fields; {fix}", where)
-    try:
-        a, b, c, d, e, f, g, h = map(float, parts[:8])
-    except ValueError as error:
-        raise DataError(f"'{' '.join(parts[:8])[:60]}' are no eight numbers; {fix}", where) from error
-    if len(parts) == 10 and not parts[9].isdecimal():
-        raise DataError(f"'{parts[9][:20]}' stands where difficult is 0 or 1; {fix}", where)
-    return (a, b, c, d, e, f, g, h), parts[8], int(parts[9]) if len(parts) == 10 else 0
 
 
 def _oriented(

@@ -1,17 +1,24 @@
-"""What tasks on dense backbones share: learning rates by depth, and draws that belong to a sample."""
+"""What tasks on dense backbones share: learning rates by depth, draws that belong to a sample, and their files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 from vitp.backbone.dense import DenseBackbone
-from vitp.heads.layers import KeyedDropout2d
+from vitp.backbone.vit import METADATA, read_metadata
+from vitp.errors import CheckpointError
+from vitp.files import write_atomic
+from vitp.train.checkpoint import model_tensors
 from vitp.train.draws import Purpose, generator
+from vitp.train.keyed_drop import KeyedDrop
 from vitp.train.optim import ParameterGroup
-from vitp.vlm.stochastic_depth import KeyedDropout, KeyedDropPath
 
 
 def backbone_groups(backbone: DenseBackbone, *, lr: float, new_lr: float, layer_decay: float) -> list[ParameterGroup]:
@@ -60,17 +67,43 @@ def hand_uniforms(model: nn.Module, seed: int, step: int, slots: Sequence[int], 
     A sample's numbers depend on (seed, step, slot) alone, so a step is the same however it is cut. A module of the backbone that
     sees two dates of each sample gets a number for each date.
     """
-    keyed = [m for m in model.modules() if isinstance(m, KeyedDropout2d | KeyedDropout | KeyedDropPath) and m.rate > 0]
+    keyed = [m for m in model.modules() if isinstance(m, KeyedDrop) and m.rate > 0]
     if not keyed:
         return
     dates = int(getattr(model, "dates", 1))
-    sizes = [m.channels if isinstance(m, KeyedDropout2d) else dates for m in keyed]
-    rows = [generator(seed, Purpose.DROPOUT, step, slot).random(sum(sizes), dtype="float32") for slot in slots]
-    numbers = torch.stack([torch.from_numpy(row) for row in rows]).to(device)
-    for module, part in zip(keyed, torch.split(numbers, sizes, dim=1), strict=True):
-        module.uniform = part if isinstance(module, KeyedDropout2d) else _by_date(part)
+    twice = set(cast(nn.Module, model.backbone).modules()) if dates > 1 else set()
+    rows = [dates if m in twice else 1 for m in keyed]  # of the module's batch, for each sample
+    sizes = [n * m.numbers for n, m in zip(rows, keyed, strict=True)]
+    drawn = [generator(seed, Purpose.DROPOUT, step, slot).random(sum(sizes), dtype="float32") for slot in slots]
+    numbers = torch.stack([torch.from_numpy(row) for row in drawn]).to(device)
+    for module, n, part in zip(keyed, rows, torch.split(numbers, sizes, dim=1), strict=True):
+        # a batch holds all samples of the first date, then all of the second
+        module.decide(part.view(len(slots), n, module.numbers).transpose(0, 1).reshape(-1, module.numbers))
 
 
-def _by_date(numbers: Tensor) -> Tensor:
-    """[B, dates] to the order of a batch that holds all samples of the first date, then all of the second."""
-    return numbers.T.flatten()
+def save_described(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
+    """Write a model's weights, and `about` (JSON) beside them, to one .safetensors file, atomically."""
+    tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
+    metadata = {METADATA: json.dumps(about), "format": "pt"}
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def read_described(path: Path | str, key: str, missing: str) -> tuple[dict[str, Any], Path]:
+    """What `save_described` wrote beside the weights, and the file that holds both.
+
+    Args:
+        path: a run's folder, or the model.safetensors in it.
+        key: one that tells this kind of model from others.
+        missing: the sentence where it is another kind.
+
+    Raises:
+        CheckpointError: no such file, damaged, or of another kind.
+    """
+    path = Path(path)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(f"{file}: does not exist; `vitp finetune` writes it when its last step is done")
+    about = read_metadata(file)
+    if key not in about:
+        raise CheckpointError(f"{file}: {missing}")
+    return about, file

@@ -5,46 +5,56 @@ Shape legend: B images, H x W pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitp.backbone.dense import DenseBackbone
 from vitp.backbone.features import FeaturesConfig, PlainFeatures, merged
-from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
+from vitp.backbone.vit import BackboneConfig, ViTBackbone, random_backbone
 from vitp.boxes.objects import Detections, Objects
 from vitp.config import Config
 from vitp.datasets.layout import Item
 from vitp.datasets.object_transforms import ObjectAugmentConfig
-from vitp.errors import CheckpointError
-from vitp.files import write_atomic
 from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
 from vitp.heads.necks import NeckConfig, SimpleFPNConfig
 from vitp.heads.truth import Key, Size, truth_of
 from vitp.heads.two_stage import TwoStage
+from vitp.inference.engine import read_ahead
 from vitp.inference.finder import Finder
-from vitp.inference.views import Flips
+from vitp.inference.views import FLIPS, Flips, Scales
 from vitp.metrics.detection import DetectionMetric, detection_scores
-from vitp.train.checkpoint import load_model, load_tensors, model_tensors
+from vitp.tasks.dense import read_described, save_described
+from vitp.train.checkpoint import load_model, load_tensors
 
 BoxForm = Literal["upright", "rotated"]
 MERGE: dict[BoxForm, float] = {"upright": 0.5, "rotated": 0.1}  # IoU of one object's finds; the released test NMS
+UNCHOSEN = 0.3  # score from which finds are shown where no validation images chose one (ours)
 MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
 
 
 class ObjectInference(Config):
     """How a detector looks at whole images; kept with the weights."""
 
-    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)  # zooms of `augment.size` whose finds are merged
+    scales: Scales = (1.0,)  # zooms of `augment.size` whose finds are merged
     flips: Flips = "none"  # likewise (released: horizontal for SSDD)
     # score from which finds are shown by `vitp predict`; None: the one of the highest F1 on the validation images
     threshold: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def views(self) -> int:
+        """How often an image is looked at."""
+        return len(self.scales) * len(FLIPS[self.flips])
+
+    @property
+    def shown_from(self) -> float:
+        """The score from which finds are shown, chosen or not."""
+        return UNCHOSEN if self.threshold is None else self.threshold
 
 
 class Shown(Config):
@@ -190,16 +200,46 @@ class Labelled(Protocol):
         """An image uint8 [3, H, W] and its objects."""
 
 
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """An image that was looked at."""
+
+    index: int  # into the data set's items
+    image: Tensor  # uint8 [3, H, W]
+    objects: Objects  # labelled
+    found: Detections  # whatever their score
+
+
 def score_objects(
-    model: Detector, data: Labelled, indices: Sequence[int], shown: Shown, *, bf16: bool = False
+    model: Detector,
+    data: Labelled,
+    indices: Sequence[int],
+    shown: Shown,
+    *,
+    bf16: bool = False,
+    masks: bool = True,
+    watch: Callable[[Looked], None] = lambda _: None,
 ) -> DetectionMetric:
-    """Find the objects of the given images and compare them with the labels; see `DetectionMetric.scores`."""
-    metric = detection_scores(model.classes, model.form, model.masks)
+    """Find the objects of the given images and compare them with the labels; see `DetectionMetric.scores`.
+
+    Args:
+        model: put into eval mode.
+        data: the images.
+        indices: which of them.
+        shown: how they are shown.
+        bf16: the precision.
+        masks: score masks, too, where the model finds any; the labels then need outlines.
+        watch: told of every image.
+
+    Raises:
+        DataError: an image or its labels cannot be used.
+    """
+    metric = detection_scores(model.classes, model.form, masks and model.masks)
     finder = finder_of(model.eval(), shown, bf16=bf16)
-    for index in indices:
-        image, objects = data.read(index)
+    for index, (image, objects) in read_ahead(data.read, indices):
         found = finder.find_in(image)
         metric.update(str(data.items[index].image), found, objects, (image.shape[-2], image.shape[-1]))
+        watch(Looked(index, image, objects, found))
     return metric
 
 
@@ -214,9 +254,7 @@ def save_detector(path: Path, model: Detector, shown: Shown) -> None:
         "classes": list(model.classes),
         "shown": shown.model_dump(mode="json"),
     }
-    tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
-    metadata = {METADATA: json.dumps(about), "format": "pt"}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    save_described(path, model, about)
 
 
 def load_detector(path: Path | str) -> tuple[Detector, Shown]:
@@ -228,13 +266,9 @@ def load_detector(path: Path | str) -> tuple[Detector, Shown]:
     Raises:
         CheckpointError: missing, damaged, or no detector.
     """
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(f"{file}: does not exist; `vitp finetune` writes it when its last step is done")
-    about = read_metadata(file)
-    if "detector" not in about:
-        raise CheckpointError(f"{file}: holds no detector; give the folder of a `vitp finetune` run with task: detect")
+    about, file = read_described(
+        path, "detector", "holds no detector; give the folder of a `vitp finetune` run with task: detect"
+    )
     config = BackboneConfig.model_validate(about["detector"])
     parts = DetectorParts.model_validate(about["parts"])
     model = build_detector(random_backbone(config, seed=0), about["classes"], 0, parts)

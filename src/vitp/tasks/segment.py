@@ -5,29 +5,27 @@ Shape legend: B images, K classes, H x W pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitp.backbone.dense import DenseBackbone
 from vitp.backbone.features import FeaturesConfig, PlainFeatures, merged
-from vitp.backbone.vit import METADATA, BackboneConfig, ViTBackbone, random_backbone, read_metadata
+from vitp.backbone.vit import BackboneConfig, ViTBackbone, random_backbone
 from vitp.config import Config
 from vitp.datasets.dense import DenseData
 from vitp.errors import CheckpointError
-from vitp.files import write_atomic
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
 from vitp.heads.siamese import Fusion, fuse, fused_channels
 from vitp.inference.grid import flush_starts
 from vitp.inference.views import FLIPS, Flips, Scales, over_views
 from vitp.metrics.segmentation import SegmentationMetric
-from vitp.train.checkpoint import load_model, load_tensors, model_tensors
+from vitp.tasks.dense import read_described, save_described
+from vitp.train.checkpoint import load_model, load_tensors
 
 _WINDOWS_AT_ONCE = 8
 
@@ -218,9 +216,7 @@ def save_segmenter(path: Path, model: Segmenter, inference: InferenceConfig) -> 
         "classes": list(model.classes),
         "inference": inference.model_dump(mode="json"),
     }
-    tensors = {name: t.contiguous().cpu() for name, t in model_tensors(model).items()}
-    metadata = {METADATA: json.dumps(about), "format": "pt"}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    save_described(path, model, about)
 
 
 def load_dense(path: Path | str) -> tuple[Segmenter, InferenceConfig]:
@@ -266,13 +262,7 @@ def load_change(path: Path | str) -> tuple[ChangeDetector, InferenceConfig]:
 
 
 def _load(path: Path | str) -> tuple[Segmenter, InferenceConfig, Path]:
-    path = Path(path)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(f"{file}: does not exist; `vitp finetune` writes it when its last step is done")
-    about = read_metadata(file)
-    if "segmenter" not in about:
-        raise CheckpointError(f"{file}: holds no segmenter; give the folder of a `vitp finetune` run")
+    about, file = read_described(path, "segmenter", "holds no segmenter; give the folder of a `vitp finetune` run")
     config = BackboneConfig.model_validate(about["segmenter"])
     parts = SegmenterParts.model_validate(about.get("parts", {}))
     model = build_segmenter(random_backbone(config, seed=0), about["classes"], 0, parts)

@@ -17,8 +17,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vitp.train.keyed_drop import KeyedDrop
 from vitp.vlm.sparse_tail import TailBlock
-from vitp.vlm.stochastic_depth import KeyedDropPath
 
 Checkpointing = Literal["none", "mlp", "full"]
 
@@ -111,8 +111,8 @@ def _draws(layer: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """What the forward pass reads besides its inputs: it must be the same when it is run again."""
     state: list[tuple[nn.Module, str, Any]] = []
     for module in layer.modules():
-        if isinstance(module, KeyedDropPath):
-            state.append((module, "scale", module.scale))
+        if isinstance(module, KeyedDrop):
+            state.append((module, "decided", module.decided))
         if isinstance(module, TailBlock):
             state.append((module, "survivors", module.survivors))
     return state

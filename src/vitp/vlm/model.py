@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitp.train.keyed_drop import KeyedDropPath
 from vitp.vlm.attention import Documents, use_packed_attention
 from vitp.vlm.folding import fold_layer_scale
 from vitp.vlm.loss import LossKernel, supervised_loss
 from vitp.vlm.sparse_tail import Survivors, TailBlock, cell_patches, install_tail, survivors
-from vitp.vlm.stochastic_depth import KeyedDropPath, install, set_uniforms
+from vitp.vlm.stochastic_depth import install, set_uniforms
 
 _ON_HOST = ("lengths", "most_kept")  # plain numbers: the step never asks the device for them
 SPARSE_BELOW = 0.8  # ours: share of kept cells from which the gathers of the sparse last block cost what they save

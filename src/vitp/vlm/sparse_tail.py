@@ -22,7 +22,7 @@ from timm.layers.layer_scale import LayerScale
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from vitp.vlm.stochastic_depth import KeyedDropPath
+from vitp.train.keyed_drop import KeyedDropPath
 
 _TOKENWISE_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.Identity)
 _TOKENWISE_MLPS = (Mlp, GluMlp, SwiGLU)

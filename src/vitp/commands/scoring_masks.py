@@ -1,0 +1,97 @@
+"""Predicting images, counting, and showing: what `vitp finetune` and `vitp evaluate` do with a model of masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vitp.datasets.dense import DenseData
+from vitp.inference.colours import class_colours
+from vitp.inference.engine import read_ahead
+from vitp.metrics.segmentation import SegmentationMetric, SegmentationScores
+from vitp.report.gallery import Gallery
+from vitp.report.segmentation import Shown, lines, shrink, write_segmentation_report
+from vitp.tasks.segment import InferenceConfig, Segmenter, predict_masks
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredMasks:
+    """What was counted of some images, and a few of them to show."""
+
+    metric: SegmentationMetric
+    scores: SegmentationScores
+    shown: tuple[Shown, ...]
+    images: int
+    change: bool  # whether the model takes two dates
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return table_lines(self.scores, change=self.change)
+
+    def write(self, path: Path, title: str, background: int | None) -> None:
+        """The HTML report.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        scores = self.scores
+        facts = [
+            ("images", f"{self.images:,}"),
+            ("mean IoU", _percent(scores.miou)),
+            ("mean Dice", _percent(scores.mdice)),
+        ]
+        facts += [("F1 of changes", _percent(scores.f1[-1]))] if self.change else []
+        facts += [("pixel accuracy", _percent(scores.accuracy))]
+        colours = class_colours(scores.classes, background, None)
+        write_segmentation_report(path, title, facts, self.metric, self.shown, colours)
+
+
+def table_lines(scores: SegmentationScores, *, change: bool) -> list[str]:
+    """The table of classes for a terminal, and of change detection its own number."""
+    return [*lines(scores), *([f"F1 of changes {_percent(scores.f1[-1])}"] if change else [])]
+
+
+def score_and_show(
+    model: Segmenter,
+    data: DenseData,
+    indices: Sequence[int],
+    inference: InferenceConfig,
+    *,
+    pictures: int,
+    progress: Callable[[int, int], None],
+) -> ScoredMasks:
+    """Predict images, count, and keep a few.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    metric = SegmentationMetric(data.classes, background=data.config.background)
+    gallery = Gallery[Shown](len(indices), pictures)
+    for done, (index, (*dates, label)) in enumerate(read_ahead(data.read, indices), 1):
+        (predicted,) = predict_masks(model, [torch.cat(dates)], inference)
+        metric.update(predicted, label)
+        one = shrink(_name(data, index), dates, label, predicted)
+        gallery.add(one.wrong, partial(_same, one))
+        progress(done, len(indices))
+    shown = (*gallery.even, *gallery.worst)
+    return ScoredMasks(metric, metric.scores(), shown, len(indices), change=model.dates > 1)
+
+
+def _name(data: DenseData, index: int) -> str:
+    item = data.items[index]
+    name = item.image.relative_to(data.config.root).as_posix()
+    number = getattr(item, "slice", None)  # of a volume
+    return name if number is None else f"{name} slice {number}"
+
+
+def _same(one: Shown) -> Shown:
+    return one
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.2f} %"
