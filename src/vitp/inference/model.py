@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from vitp.datasets.dense import DenseDataConfig
+from vitp.datasets.detection import DetectionDataConfig
 from vitp.datasets.volumes import VolumeFolderConfig
 from vitp.errors import CheckpointError
 from vitp.images.read import ImageConfig
@@ -114,9 +115,12 @@ def read_facts(run: Path) -> RunFacts:
         return RunFacts(ImageConfig())
     try:
         recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if recipe.get("task") == "detect":
+            objects: DetectionDataConfig = TypeAdapter(DetectionDataConfig).validate_python(recipe["data"])
+            return RunFacts(objects.reader, None)
         data: DenseDataConfig = TypeAdapter(DenseDataConfig).validate_python(recipe["data"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-        raise CheckpointError(f"{file}: is damaged, or no recipe of dense data; copy the run's folder again") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise CheckpointError(f"{file}: is damaged, or no recipe of `vitp finetune`; copy the run's folder again") from error
     if isinstance(data, VolumeFolderConfig):
         return RunFacts(ImageConfig(), data.background, data)
     return RunFacts(data.reader, data.background)
