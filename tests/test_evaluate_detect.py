@@ -330,3 +330,17 @@ def test_a_sweep_of_detectors(
         own = json.loads((Path(point["folder"]) / "metrics.json").read_text())
         assert point["mAP"] == 100 * own["mAP_voc07"]
         assert point["AP"] == 100 * own["AP"]
+
+
+@pytest.mark.parametrize("kind", ["masks", "turned"])
+def test_prediction_takes_a_run_as_it_is(place: Path, runs: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    vitp.predict(runs[kind], place / "images", tmp_path / "out", ["threshold=0.3"])
+    found = json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in found["images"]] == [f"{name}.png" for name in sorted(PATCHES)]
+    assert [category["name"] for category in found["categories"]] == ["red", "blue"]
+    if kind == "masks":  # trained long enough to know both colours
+        labelled = json.loads((place / "labels.json").read_text(encoding="utf-8"))["annotations"]
+        first = [note["bbox"] for note in labelled if note["image_id"] == 3]
+        image = next(image["id"] for image in found["images"] if image["file_name"] == f"{PATCHES[3]}.png")
+        boxes = [note["bbox"] for note in found["annotations"] if note["image_id"] == image]
+        assert all(min(np.abs(np.subtract(one, other)).max() for other in boxes) < 5 for one in first)

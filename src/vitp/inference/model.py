@@ -120,7 +120,9 @@ def read_facts(run: Path) -> RunFacts:
             return RunFacts(objects.reader, None)
         data: DenseDataConfig = TypeAdapter(DenseDataConfig).validate_python(recipe["data"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise CheckpointError(f"{file}: is damaged, or no recipe of `vitp finetune`; copy the run's folder again") from error
+        raise CheckpointError(
+            f"{file}: is damaged, or no recipe of `vitp finetune`; copy the run's folder again"
+        ) from error
     if isinstance(data, VolumeFolderConfig):
         return RunFacts(ImageConfig(), data.background, data)
     return RunFacts(data.reader, data.background)

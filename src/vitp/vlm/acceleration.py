@@ -15,6 +15,7 @@ from vitp.config import Config
 from vitp.errors import ConfigError
 from vitp.vlm.attention import NAME, packed_attention
 from vitp.vlm.checkpointing import Checkpointing, layers_of, use_checkpointing
+from vitp.vlm.folding import unfold_layer_scale
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.sparse_tail import TailBlock
 
@@ -143,6 +144,7 @@ def use_float8(model: VisionLanguageModel, *, emulate: bool = False) -> int:
         for layer in layers:
             if isinstance(layer, TailBlock):
                 continue
+            unfold_layer_scale(layer)  # converted layers would leave the scale out
             chosen = [m for m in layer.modules() if _fits_float8(m)]
             convert_to_float8_training(layer, config=config, module_filter_fn=lambda m, _: _fits_float8(m))
             count += len(chosen)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.layers.attention import Attention
 from timm.layers.layer_scale import LayerScale
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from vitp.vlm.products import tile_linear
 
 
 def fold_layer_scale(tower: nn.Module) -> int:
@@ -30,6 +31,14 @@ def fold_layer_scale(tower: nn.Module) -> int:
         if type(mlp) is Mlp and mlp.drop2.p == 0:
             count += _fold(mlp.fc2, block.ls2)
     return count
+
+
+def unfold_layer_scale(block: nn.Module) -> None:
+    """Let a block's linear layers and layer scales compute apart again, for linear layers of another kind."""
+    for module in list(block.modules()):
+        scale = module.__dict__.pop("_scale", None)
+        if scale is not None:
+            del module.__dict__["forward"], scale.__dict__["forward"]
 
 
 def is_folded(scale: nn.Module) -> bool:
@@ -48,7 +57,7 @@ def _fold(linear: nn.Module, scale: nn.Module) -> bool:
 
 def _scaled_linear(self: Any, x: Tensor) -> Tensor:
     gamma: Tensor = self._scale.gamma
-    return F.linear(x, self.weight * gamma[:, None], None if self.bias is None else self.bias * gamma)
+    return tile_linear(x, self.weight * gamma[:, None], None if self.bias is None else self.bias * gamma)
 
 
 def _already_scaled(self: Any, x: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitp.vlm.vocabulary import BlockedLoss, Spare
+
 Weighting = Literal["token", "sample", "answer", "square"]
 
 
@@ -116,6 +118,7 @@ def supervised_loss(
     weights: Tensor,
     rows_per_chunk: int = 1024,
     kernel: LossKernel = "torch",
+    spare: Spare | None = None,
 ) -> Tensor:
     """Weighted sum of the cross-entropies (not divided); its gradient can be taken once.
 
@@ -127,15 +130,20 @@ def supervised_loss(
         rows_per_chunk: at most ``rows_per_chunk x vocabulary`` logits exist at once. Not `F.linear_cross_entropy`: on
             CPUs its chunks take 7 (fp32) to 67 (bf16) times as long (docs/performance.md).
         kernel: who computes softmax and its gradient; ``liger`` on GPUs only, with the package liger-kernel.
+        spare: memory for the gradient of the output embedding on CPUs; None for new memory every time.
 
     Returns:
         float32 scalar, sum over i of weights[i] * CE_i.
     """
+    blocked = hidden.device.type == "cpu" and kernel == "torch"
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, head = hidden.to(dtype), head.to(dtype)
+        hidden, head = hidden.to(dtype), head if blocked else head.to(dtype)
     if not torch.is_grad_enabled():
         hidden, head = hidden.detach(), head.detach()  # what tells the function that no gradient is wanted
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _LinearLoss.apply(hidden, head, targets, weights, rows_per_chunk, kernel)
+        if blocked:
+            loss: Tensor = BlockedLoss.apply(hidden, head, targets, weights, rows_per_chunk, spare or Spare())
+        else:
+            loss = _LinearLoss.apply(hidden, head, targets, weights, rows_per_chunk, kernel)
     return loss

@@ -17,8 +17,10 @@ from vitp.train.keyed_drop import KeyedDropPath
 from vitp.vlm.attention import Documents, use_packed_attention
 from vitp.vlm.folding import fold_layer_scale
 from vitp.vlm.loss import LossKernel, supervised_loss
+from vitp.vlm.products import use_tile_products
 from vitp.vlm.sparse_tail import Survivors, TailBlock, cell_patches, install_tail, survivors
 from vitp.vlm.stochastic_depth import install, set_uniforms
+from vitp.vlm.vocabulary import Spare, embedded
 
 _ON_HOST = ("lengths", "most_kept")  # plain numbers: the step never asks the device for them
 SPARSE_BELOW = 0.8  # ours: share of kept cells from which the gathers of the sparse last block cost what they save
@@ -143,10 +145,12 @@ class VisionLanguageModel(nn.Module):
             )
         self.image_size, self.factor = image_size, factor
         self.loss_kernel: LossKernel = "torch"
+        self.spare_input, self.spare_head = Spare(), Spare()  # memory of the embeddings' gradients on CPUs
         self.tower = tower
         self.depth_modules: list[KeyedDropPath] = install(tower, drop_path)
         install_tail(tower)
         fold_layer_scale(tower)
+        use_tile_products(tower)
         self.language_model = language_model
         use_packed_attention(language_model)
         width = language_model.get_input_embeddings().embedding_dim  # type: ignore[operator]
@@ -210,7 +214,7 @@ class VisionLanguageModel(nn.Module):
     def embed(self, pack: PackTensors) -> Tensor:
         """Inputs of the language model, [1, L, W]."""
         embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
-        inputs: Tensor = embedding(pack.ids)
+        inputs = embedded(embedding, pack.ids, self.spare_input)
         if len(pack.kept):
             visual: Tensor = self.projector(self.encode_kept(pack))
             inputs = inputs.index_copy(0, pack.slots, visual.to(inputs.dtype))
@@ -231,4 +235,6 @@ class VisionLanguageModel(nn.Module):
         """The weighted sum of the losses at the supervised positions (Eq. 2), not divided."""
         head: Any = self.language_model.get_output_embeddings()  # type: ignore[operator]
         rows = self.hidden(pack).index_select(0, pack.predict)
-        return supervised_loss(rows, head.weight, pack.targets, pack.weights, kernel=self.loss_kernel)
+        return supervised_loss(
+            rows, head.weight, pack.targets, pack.weights, kernel=self.loss_kernel, spare=self.spare_head
+        )

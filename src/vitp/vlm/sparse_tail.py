@@ -23,6 +23,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from vitp.train.keyed_drop import KeyedDropPath
+from vitp.vlm.products import tile_linear
 
 _TOKENWISE_NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.Identity)
 _TOKENWISE_MLPS = (Mlp, GluMlp, SwiGLU)
@@ -113,7 +114,7 @@ def _survivors_alone(block: Any, x_TNC: Tensor, chosen: Survivors) -> Tensor:
     bias = attn.qkv.bias
     split = (None, None) if bias is None else (bias[:width], bias[width:])
     q_RHD = attn.q_norm(F.linear(h_RC, attn.qkv.weight[:width], split[0]).view(-1, heads, attn.head_dim))
-    kv = F.linear(h_TNC, attn.qkv.weight[width:], split[1]).view(tiles, tokens, 2, heads, attn.head_dim)
+    kv = tile_linear(h_TNC, attn.qkv.weight[width:], split[1]).view(tiles, tokens, 2, heads, attn.head_dim)
     k_THND, v_THND = kv.permute(2, 0, 3, 1, 4).unbind(0)
     # The places that no survivor fills hold zeros; what they attend to is never looked at.
     q_padded = q_RHD.new_zeros(tiles * chosen.longest, heads, attn.head_dim).index_copy(0, chosen.places, q_RHD)
