@@ -146,6 +146,23 @@ def test_other_views_other_parts_other_thresholds(runs: dict[str, Path], place: 
     assert "boxes alone" in "\n".join(said)
 
 
+def test_another_recipe_counts_for_its_data_alone(runs: dict[str, Path], place: Path, tmp_path: Path) -> None:
+    other = json.loads((place / "masks.yaml").read_text())
+    other |= {"augment": {"size": 32}, "inference": {"flips": "horizontal", "threshold": 0.99}}
+    (tmp_path / "other.yaml").write_text(json.dumps(other))
+    result = vitp.evaluate(runs["masks"], recipe=tmp_path / "other.yaml", out=tmp_path / "a")
+    own = json.loads((runs["masks"] / "metrics.json").read_text())
+    assert result.numbers["inference"]["flips"] == "none"
+    assert [result.numbers[key] for key in ("AP", "mask_AP")] == [own[key] for key in ("AP", "mask_AP")]
+    assert result.numbers["threshold"]["origin"] == "chosen on the validation images"
+    assert result.numbers["threshold"]["overall"]["score"] == own["threshold"]
+    asked = ["inference.flips=horizontal", "augment.size=32"]
+    result = vitp.evaluate(runs["masks"], asked, recipe=tmp_path / "other.yaml", out=tmp_path / "b")
+    assert result.numbers["inference"]["flips"] == "horizontal"
+    assert result.numbers["AP"] != own["AP"]
+    assert result.numbers["threshold"]["overall"]["score"] == own["threshold"]
+
+
 def test_a_submission_merges_patches(runs: dict[str, Path], tmp_path: Path) -> None:
     said: list[str] = []
     file = tmp_path / "out" / "task2.zip"

@@ -24,7 +24,7 @@ def evaluate(
         ),
     ] = "own",
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Whose data and inference count; default: recipe.yaml of the run.")
+        str | None, typer.Option("--recipe", help="Whose data count; default: recipe.yaml of the run.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the results; default: in the run's.")] = None,
     pictures: Annotated[int, typer.Option("--pictures", min=0, help="Images shown in the report.")] = 6,

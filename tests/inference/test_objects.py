@@ -20,14 +20,18 @@ from scipy import ndimage
 from torch import Tensor
 
 import vitp.commands.predict as command
+from vitp.backbone.vit import BackboneConfig, random_backbone
 from vitp.boxes.formats import from_polygon, to_quads, to_xyxy
 from vitp.boxes.iou import rotated_iou
 from vitp.boxes.objects import Detections
 from vitp.commands.predict import predict
-from vitp.errors import ConfigError, DataError
+from vitp.datasets.object_transforms import ObjectAugmentConfig
+from vitp.errors import ConfigError, DataError, OutputError
 from vitp.inference.config import PredictConfig
 from vitp.inference.finder import Finder
+from vitp.inference.load_finder import load_finder, whole_up_to
 from vitp.metrics.dota_submission import read_submission
+from vitp.tasks.detect import DetectorParts, ObjectInference, Shown, build_detector, save_detector
 
 CLASSES = ("dim", "bright")
 PLACE = Affine(0.5, 0.1, 500_000.0, 0.1, -0.5, 5_000_000.0)
@@ -36,8 +40,9 @@ PLACE = Affine(0.5, 0.1, 500_000.0, 0.1, -0.5, 5_000_000.0)
 class Blobs:
     """Every connected region above 60 is an object; above 160 it is of class 1. The larger, the surer."""
 
-    def __init__(self, *, rotated: bool = False, masks: bool = False) -> None:
+    def __init__(self, *, rotated: bool = False, masks: bool = False, cells: Tensor | None = None) -> None:
         self.rotated, self.masks, self.calls = rotated, masks, 0
+        self.cells = torch.ones(28, 28) if cells is None else cells
 
     def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """See `vitp.inference.finder.ObjectModel`."""
@@ -57,7 +62,7 @@ class Blobs:
             boxes.append(box.float() if self.rotated else upright.float())
             scores.append(min(0.99, 0.2 + len(x) / 2000))
             labels.append(int(level[y, x].mean() > 160))
-            masks.append(torch.ones(28, 28))
+            masks.append(self.cells)
         if not boxes:
             return Detections(torch.zeros(0, 5 if self.rotated else 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64),
                               torch.zeros(0, 28, 28) if self.masks else None)  # fmt: skip
@@ -67,10 +72,9 @@ class Blobs:
 
 
 def _finder(**changes: Any) -> Finder:
-    rotated, masks = changes.pop("rotated", False), changes.pop("masks", False)
-    return Finder(
-        Blobs(rotated=rotated, masks=masks), CLASSES, torch.device("cpu"), rotated, **{"threshold": 0.1, **changes}
-    )
+    rotated = changes.pop("rotated", False)
+    blobs = Blobs(rotated=rotated, masks=changes.pop("masks", False), cells=changes.pop("cells", None))
+    return Finder(blobs, CLASSES, torch.device("cpu"), rotated, **{"threshold": 0.1, **changes})
 
 
 def _scene(height: int, width: int, seed: int = 0, longest: float = 40.0) -> tuple[NDArray[np.uint8], int]:
@@ -103,6 +107,99 @@ def test_a_mirrored_look_finds_the_same(rotated: bool, flips: Any) -> None:
         assert rotated_iou(plain.boxes, augmented.boxes[nearest]).diagonal().min() > 0.98
     else:
         assert torch.equal(plain.boxes, augmented.boxes[nearest])
+
+
+class Watching:
+    """Finds nothing and keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def detect(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """See `vitp.inference.finder.ObjectModel`."""
+        self.seen += images.clone().unbind()
+        self.sizes += sizes
+        return [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in images]
+
+
+STRETCHED = ObjectAugmentConfig(size=96)
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "shown", "sizes"),
+    [
+        (None, (60, 200), (96, 96), [(96, 96)]),  # whole, as a model that was trained on stretched images is scored
+        (96, (60, 80), (96, 96), [(60, 80)]),  # filled up where it is smaller than a window
+        (96, (60, 200), (96, 96), [(60, 96)] * 3),
+        (48, (48, 48), (96, 96), [(96, 96)]),  # patches of 48 pixels, which training enlarged to 96
+    ],
+)
+def test_windows_are_shown_as_they_are_cut(
+    window: int | None, size: tuple[int, int], shown: tuple[int, int], sizes: list[tuple[int, int]]
+) -> None:
+    zoom = 1.0 if window is None else 96 / window
+    model, fill = Watching(), (0.5, 0.25, 0.75)
+    finder = Finder(model, CLASSES, torch.device("cpu"), False, augment=STRETCHED, window=window, zoom=zoom, fill=fill)
+    image = torch.randint(0, 255, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    finder.find_in(image)
+    assert {tuple(seen.shape[-2:]) for seen in model.seen} == {shown}
+    assert model.sizes == sizes
+    first, (height, width) = model.seen[0], model.sizes[0]
+    if window == 96:
+        assert torch.equal(first[:, :height, :width], image[:, :height, :width])
+        assert first[:, height:].flatten(1).unique(dim=1).flatten().tolist() == [128, 64, 191]
+
+
+def test_what_is_beside_a_picture_is_the_mean_colour_in_every_view() -> None:
+    model = Watching()
+    finder = Finder(model, CLASSES, torch.device("cpu"), False, fill=(0.5, 0.25, 0.75), flips="all")
+    finder.find_in(torch.full((3, 40, 50), 9, dtype=torch.uint8))
+    assert model.sizes == [(40, 50)] * 4
+    for seen in model.seen:
+        assert seen.shape == (3, 64, 64)
+        for outside in (seen[:, 40:], seen[:, :, 50:]):
+            assert outside.flatten(1).unique(dim=1).flatten().tolist() == [128, 64, 191]
+
+
+TINY = {"architecture": "vit_tiny_patch16_224", "image_size": 64, "patch_size": 8, "width": 24, "depth": 1, "heads": 3}
+
+
+def _run(folder: Path, size: int, inference: ObjectInference) -> Path:
+    """A folder with an untrained detector that is shown pictures stretched to `size`."""
+    parts = {
+        "neck": {"kind": "simple_fpn", "channels": 16},
+        "detector": {"kind": "faster_rcnn", "rpn": {"channels": 16}, "roi": {"width": 16}},
+    }
+    backbone = random_backbone(BackboneConfig.model_validate(TINY), seed=0)
+    model = build_detector(backbone, CLASSES, 0, DetectorParts.model_validate(parts))
+    shown = Shown(augment=ObjectAugmentConfig(size=size), inference=inference)
+    save_detector(folder / "model.safetensors", model, shown)
+    return folder
+
+
+def test_what_a_run_was_scored_with_is_what_it_predicts_with(tmp_path: Path) -> None:
+    kept = ObjectInference(window=128, scales=(0.5, 1.0), flips="horizontal", threshold=0.4)
+    run = _run(tmp_path, 64, kept)
+    finder, side = load_finder(run, PredictConfig())
+    assert (side, finder.window, finder.zoom) == (128, 128, 0.5)
+    assert (finder.scales, finder.flips, finder.threshold) == ((0.5, 1.0), "horizontal", 0.4)
+    assert whole_up_to(finder, PredictConfig(), side) == 0
+    assert finder.in_windows(300).zoom == 0.5  # the scale it was trained at, however much it looks at
+    asked = PredictConfig(scales=(1.0,), flips="none", threshold=0.7, dota=True)
+    finder, _ = load_finder(run, asked)
+    assert (finder.scales, finder.flips, finder.threshold) == ((1.0,), "none", 0.7)
+    assert load_finder(run, PredictConfig(dota=True))[0].threshold == 0  # average precision counts the tail
+
+
+def test_a_run_on_whole_images_takes_larger_ones_apart(tmp_path: Path) -> None:
+    finder, side = load_finder(_run(tmp_path, 64, ObjectInference()), PredictConfig())
+    assert (side, finder.window, finder.threshold) == (64, None, 0.3)
+    assert whole_up_to(finder, PredictConfig(), side) == 128
+    assert finder.in_windows(64).zoom == 1
+    asked = PredictConfig(window=32)
+    assert whole_up_to(finder, asked, 32) == 0
+    assert finder.in_windows(32).zoom == 2
 
 
 @pytest.fixture
@@ -242,6 +339,79 @@ def test_masks_are_runs_of_the_whole_picture(run: Path, tmp_path: Path, known: d
     (record,) = found.anns.values()
     assert np.array_equal(found.annToMask(record).astype(bool), pixels[0] > 60)
     assert record["area"] == 30 * 60
+
+
+def test_outlines_of_masks_are_those_of_their_pixels(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:
+    shape = torch.zeros(28, 28)
+    shape[:, :9], shape[18:] = 1.0, 1.0  # an L, not the box around it
+    known["masks"], known["cells"] = True, shape
+    pixels = np.full((3, 120, 150), 10, dtype=np.uint8)
+    pixels[:, 20:48, 30:58] = 200
+    config = PredictConfig(polygons="geojson")
+    predict(run, _picture(tmp_path / "a.png", pixels), tmp_path / "out", config=config)
+    found = COCO(str(tmp_path / "out/a.json"))
+    (record,) = found.anns.values()
+    (feature,) = json.loads((tmp_path / "out/a.geojson").read_text(encoding="utf-8"))["features"]
+    (ring,) = feature["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    canvas = Image.new("1", (1500, 1200))
+    ImageDraw.Draw(canvas).polygon([(10 * x, 10 * y) for x, y in ring], fill=1)
+    assert np.array_equal(np.asarray(canvas)[5::10, 5::10], found.annToMask(record).astype(bool))
+    assert record["area"] < 28 * 28 * 0.7
+
+
+@pytest.mark.parametrize("damage", ["no zip", "cut short", "an array is missing"])
+def test_a_damaged_row_of_finds_is_one_sentence(
+    run: Path, tmp_path: Path, known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    pixels, _ = _scene(500, 300, seed=5)
+    scene, config = _picture(tmp_path / "a.png", pixels), PredictConfig(window=96, overlap=0.4, preview=0)
+
+    def stop(done: int, _total: int) -> None:
+        if done > 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitp.inference.partial._SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        predict(run, scene, tmp_path / "out", config=config, progress=stop)
+    row = tmp_path / "out/.a.partial/row_000000.npz"
+    whole = row.read_bytes()
+    if damage == "no zip":
+        row.write_bytes(b"PK" + bytes(200))
+    elif damage == "cut short":
+        row.write_bytes(whole[: len(whole) // 2])
+    else:
+        np.savez(row, boxes=np.zeros((0, 4)))
+    with pytest.raises(OutputError, match=r"row_000000\.npz is damaged; delete"):
+        predict(run, scene, tmp_path / "out", config=config)
+
+
+def test_upright_boxes_are_another_task(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:
+    pixels, count = _scene(150, 200, seed=4)
+    (tmp_path / "in").mkdir()
+    _picture(tmp_path / "in/P1.v2.png", pixels)
+    result = predict(run, tmp_path / "in", tmp_path / "out", config=PredictConfig(dota=True))
+    found = read_submission(tmp_path / "out/task2.zip", CLASSES, task=2)
+    assert {name: len(own) for name, own in found.items()} == {"P1.v2": count}
+    assert result.together == [tmp_path / "out/detections.json", tmp_path / "out/task2.zip"]
+    assert list(result.outputs) == ["P1.v2.png"]
+    assert result.to_json()["together"] == [str(file) for file in result.together]
+    assert "task2.zip" in result.lines()[0]
+
+
+@pytest.mark.parametrize(("names", "sentence"), [(("a.png", "b/a.png"), "has the name of"), (("a b.png",), "blank")])
+def test_names_that_cannot_stand_in_a_submission_are_said_before_any_look(
+    run: Path, tmp_path: Path, known: dict[str, Any], names: tuple[str, ...], sentence: str
+) -> None:
+    (tmp_path / "in/b").mkdir(parents=True)
+    for name in names:
+        _picture(tmp_path / "in" / name, _scene(60, 60)[0])
+    for _ in range(2):
+        with pytest.raises(DataError, match=sentence):
+            predict(run, tmp_path / "in", tmp_path / "out", config=PredictConfig(dota=True))
+    assert known["finder"].model.calls == 0
+    assert not (tmp_path / "out").exists()
+    predict(run, tmp_path / "in", tmp_path / "out")
 
 
 def test_a_submission_holds_every_box(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from vitp.boxes.objects import Objects, no_objects
 from vitp.commands.finetune import finetune, load_finetune
 from vitp.commands.finetune_detect import DetectConfig, DetectResult, build_detect_task
 from vitp.datasets.detection import DetectionData, open_detection
-from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
+from vitp.datasets.object_transforms import ObjectAugmentConfig, fit, padded
 from vitp.datasets.objects_config import CocoConfig
 from vitp.errors import CheckpointError, ConfigError, DataError
 from vitp.heads.truth import truth_of
@@ -29,7 +29,6 @@ from vitp.tasks.detect import (
     build_detector,
     finder_of,
     load_detector,
-    padded,
     save_detector,
     score_objects,
 )

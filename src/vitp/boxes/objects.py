@@ -5,6 +5,7 @@ Shape legend: N objects, H x W pixels of the image, M x M cells of a mask inside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,7 +63,7 @@ class Detections:
     boxes: Tensor  # float32 [N, 4] (x1, y1, x2, y2), or [N, 5] rotated boxes in the form le90 (vitp.boxes.formats)
     scores: Tensor  # float32 [N], 0-1
     labels: Tensor  # int64 [N]
-    masks: Tensor | None = None  # float32 [N, M, M]: probabilities inside the box
+    masks: Tensor | None = None  # [N, M, M]: probabilities inside the box, float32, or uint8 in 255ths of them
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -81,3 +82,19 @@ class Detections:
         """Themselves on `device`."""
         masks = None if self.masks is None else self.masks.to(device)
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device), masks)
+
+    def moved(self, left: int, top: int) -> Detections:
+        """Those of a window in the pixels of the picture that it was cut from at (`left`, `top`)."""
+        offset = [left, top, 0, 0, 0] if self.rotated else [left, top, left, top]
+        return replace(self, boxes=self.boxes + self.boxes.new_tensor(offset))
+
+
+def joined(parts: Sequence[Detections]) -> Detections:
+    """Several finds as one, in their order; at least one part. Masks stay where every part has them."""
+    masks = [part.masks for part in parts if part.masks is not None]
+    return Detections(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(masks) if len(masks) == len(parts) else None,
+    )

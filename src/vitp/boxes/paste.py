@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+STEPS = 255  # a mask's probability p is round(255 p) where it is kept as uint8
+
 
 class Pasted(NamedTuple):
     """A mask in the image: its pixels, and where their top-left corner lies."""
@@ -39,7 +41,7 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int], threshold: floa
     box without area, or one with a number that is not finite, has no pixel. Memory is that of the box, not the image.
 
     Args:
-        mask: probabilities [M, M].
+        mask: probabilities [M, M]; uint8 in 255ths of them.
         box: x1, y1, x2, y2 in pixels, [4].
         size: of the image, (H, W).
         threshold: 0.5 is that of Mask R-CNN.
@@ -57,5 +59,6 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int], threshold: floa
     y = (torch.arange(top, bottom, device=mask.device, dtype=torch.float32) + 0.5 - y1) / (y2 - y1) * 2 - 1
     x = (torch.arange(left, right, device=mask.device, dtype=torch.float32) + 0.5 - x1) / (x2 - x1) * 2 - 1
     grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)[None]
-    values = F.grid_sample(mask.float()[None, None], grid, align_corners=False)[0, 0]
+    share = mask.float() / STEPS if mask.dtype == torch.uint8 else mask.float()
+    values = F.grid_sample(share[None, None], grid, align_corners=False)[0, 0]
     return Pasted(values >= threshold, top, left)

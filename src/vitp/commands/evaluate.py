@@ -65,7 +65,8 @@ def evaluate(
         split: the part that is scored.
         tta: views of every image: as the recipe says (own), one (none), mirrored too (flip), or at 0.75, 1 and 1.25, mirrored too
             (multiscale, which the released change configs declare).
-        recipe: whose data and inference are taken; by default recipe.yaml beside the model.
+        recipe: whose data are taken, and whose inference unless the model is a detector, which keeps how it is shown images
+            with its weights; by default recipe.yaml beside the model.
         out: folder of the results; by default evaluation/SPLIT in the run's folder.
         pictures: images shown in the report.
         submission: a zip to write what a detector found to, as DOTA's server takes it; patches are merged to whole images.

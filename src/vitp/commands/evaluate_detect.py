@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from vitp.boxes.objects import Detections
 from vitp.commands.finetune_detect import DetectConfig
 from vitp.commands.scoring import Asked, asked_indices, asked_recipe, viewed
 from vitp.commands.scoring_objects import Origin, score_and_show
+from vitp.config import Config
 from vitp.datasets.detection import DetectionData, open_detection
 from vitp.errors import ConfigError, DataError
 from vitp.files import write_json
 from vitp.metrics.detection_report import best_threshold
-from vitp.metrics.dota_submission import Task, is_patch, merge_patches, write_submission
+from vitp.metrics.dota_submission import image_names, is_patch, merge_patches, task_of, write_submission
 from vitp.tasks.detect import MERGE, Detector, Looked, ObjectInference, Shown, load_detector
 from vitp.train.loop_config import choose_device, uses_bf16
 
@@ -29,10 +30,10 @@ def evaluate_detect(asked: Asked) -> tuple[dict[str, Any], list[str]]:
         CheckpointError: the model cannot be opened.
         OutputError: the results cannot be written.
     """
-    config = asked_recipe(asked)
-    if not isinstance(config, DetectConfig):
-        raise ConfigError(f"{asked.recipe}: has task: {config.task}, and {asked.model} finds objects (task: detect)")
     model, own = load_detector(asked.model)
+    recipe = _recipe(asked)
+    # It counts for its data alone: how images are shown lies with the weights.
+    config = _recipe(asked, {"augment": own.augment, "inference": own.inference})
     data = open_detection(config.data)
     if model.form == "rotated" and not data.rotated:
         raise ConfigError(
@@ -45,7 +46,7 @@ def evaluate_detect(asked: Asked) -> tuple[dict[str, Any], list[str]]:
         asked.say(f"data: {line}")
     if model.masks and not data.outlined:
         asked.say(f"scores: of boxes alone, as {config.data.root} has no outlines to score masks by")
-    inference, origin = _inference(viewed(config.inference, asked.tta), own.inference)
+    inference = viewed(config.inference, asked.tta)
     device = choose_device(config.device)
     views = f", {inference.views} views of each" if inference.views > 1 else ""
     asked.say(f"evaluate: {len(indices)} {asked.split} images of {config.data.root}{views}")
@@ -54,7 +55,7 @@ def evaluate_detect(asked: Asked) -> tuple[dict[str, Any], list[str]]:
         data,
         indices,
         Shown(augment=config.augment, inference=inference),
-        origin,
+        _origin(inference, own.inference, recipe),
         bf16=uses_bf16(config.precision, device),
         pictures=asked.pictures,
         progress=asked.progress,
@@ -77,13 +78,19 @@ def evaluate_detect(asked: Asked) -> tuple[dict[str, Any], list[str]]:
     return numbers, scored.lines()
 
 
-def _inference(asked: ObjectInference, own: ObjectInference) -> tuple[ObjectInference, Origin]:
-    """With the model's own threshold where the recipe has none."""
-    if asked.threshold is not None:
-        return asked, "set in the recipe"
-    if own.threshold is None:
-        return asked, "taken where no validation images chose one"
-    return asked.model_copy(update={"threshold": own.threshold}), "chosen on the validation images"
+def _recipe(asked: Asked, kept: Mapping[str, Config] | None = None) -> DetectConfig:
+    config = asked_recipe(asked, kept)
+    if not isinstance(config, DetectConfig):
+        raise ConfigError(f"{asked.recipe}: has task: {config.task}, and {asked.model} finds objects (task: detect)")
+    return config
+
+
+def _origin(inference: ObjectInference, own: ObjectInference, recipe: DetectConfig) -> Origin:
+    """Where the score from which finds are shown comes from."""
+    if inference.threshold is None:
+        return "taken where no validation images chose one"
+    given = recipe.inference.threshold == inference.threshold  # the run's recipe, or an override
+    return "set in the recipe" if given or own.threshold is None else "chosen on the validation images"
 
 
 class _Submission:
@@ -91,19 +98,9 @@ class _Submission:
 
     def __init__(self, path: Path, model: Detector, data: DetectionData, indices: Sequence[int]) -> None:
         self._path, self._classes, self._form = path, model.classes, model.form
-        self._names = {i: data.items[i].image.name.partition(".")[0] for i in indices}
+        names = image_names([data.items[i].image for i in indices], model.classes)
+        self._names = dict(zip(indices, names, strict=True))
         self._found: dict[str, Detections] = {}
-        known: dict[str, int] = {}
-        for index, name in self._names.items():
-            image = str(data.items[index].image)
-            if not name or len(name.split()) != 1:
-                raise DataError("has a blank in its name, which parts the columns of a submission; rename it", image)
-            if name in known:
-                other = data.items[known[name]].image
-                raise DataError(
-                    f"has the name of {other}, and a submission tells images by their names; rename it", image
-                )
-            known[name] = index
 
     def add(self, seen: Looked) -> None:
         self._found[self._names[seen.index]] = replace(seen.found, masks=None)
@@ -117,7 +114,7 @@ class _Submission:
             raise DataError(
                 "is there whole and in patches, and a submission has each image once; leave one out", both[0]
             )
-        task: Task = 1 if self._form == "rotated" else 2
+        task = task_of(rotated=self._form == "rotated")
         written = write_submission(self._path, {**whole, **merged}.items(), self._classes, task=task)
         from_patches = f" (merged from {len(patches)} patches)" if patches else ""
         return (

@@ -22,9 +22,10 @@ from vitp.inference.polygons import check_polygons
 from vitp.inference.scene import Progress, Settings, Work, predict_scene
 from vitp.inference.sinks import Look
 from vitp.inference.volumes import predict_volume
+from vitp.metrics.dota_submission import Task, image_names, task_of
 
 TOGETHER = "detections.json"
-DOTA = "task1.zip"
+DOTA: dict[Task, str] = {1: "task1.zip", 2: "task2.zip"}  # of rotated boxes, of upright ones
 _OF_MAPS = frozenset({"probabilities", "format", "compress", "overviews", "min_polygon"})
 _OF_OBJECTS = frozenset({"threshold", "merge", "dota"})
 
@@ -37,15 +38,19 @@ class PredictResult:
     outputs: dict[str, list[Path]]  # input -> its files, the class map first
     skipped: list[str] = field(default_factory=list)  # inputs an earlier, interrupted call had finished
     failed: dict[str, str] = field(default_factory=dict)  # input -> what is wrong with it
+    together: list[Path] = field(
+        default_factory=list
+    )  # files of all inputs: their objects as one list, or a submission
 
     def lines(self) -> list[str]:
         """For people."""
-        files = sum(len(files) for files in self.outputs.values())
-        lines = [
-            f"predicted {len(self.outputs)} of {len(self.outputs) + len(self.failed) + len(self.skipped)}, {files} files"
-        ]
-        if len(self.outputs) == 1:
-            lines = [f"wrote {', '.join(str(file) for files in self.outputs.values() for file in files)}"]
+        files = [*(file for files in self.outputs.values() for file in files), *self.together]
+        inputs = len(self.outputs) + len(self.failed) + len(self.skipped)
+        lines = [f"predicted {len(self.outputs)} of {inputs}, {len(files)} files"]
+        if len(self.outputs) == inputs == 1:
+            lines = [f"wrote {', '.join(map(str, files))}"]
+        elif self.together:
+            lines.append(f"of all inputs: {', '.join(map(str, self.together))}")
         if self.skipped:
             lines.append(f"{len(self.skipped)} were there already, from the call that was interrupted")
         if self.failed:
@@ -56,7 +61,13 @@ class PredictResult:
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         outputs = {name: [str(file) for file in files] for name, files in self.outputs.items()}
-        return {"out": str(self.out), "outputs": outputs, "skipped": self.skipped, "failed": self.failed}
+        return {
+            "out": str(self.out),
+            "outputs": outputs,
+            "together": [str(file) for file in self.together],
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
 
 
 def predict(
@@ -102,6 +113,8 @@ def predict(
     work: Work | ObjectWork = (_object_work if objects else _work)(run, config, facts, progress, say)
     for job in jobs:
         work.check_dates(job.path, job.after)
+    if isinstance(work, ObjectWork) and config.dota:
+        image_names([job.path for job in jobs], work.finder.classes)
     ledger = Ledger(out, jobs, _about(run, work), overwrite=overwrite)
     outputs: dict[str, list[Path]] = {}
     failed: dict[str, str] = {}
@@ -115,10 +128,11 @@ def predict(
             say(f"failed: {error}")
         else:
             ledger.finish(job, outputs[job.name])
+    together: list[Path] = []
     if isinstance(work, ObjectWork):
-        outputs |= _together(image, out, [job for job in jobs if job.name not in failed], work)
+        together = _together(image, out, [job for job in jobs if job.name not in failed], work)
     ledger.close(failed)
-    return PredictResult(out, outputs, ledger.skipped, failed)
+    return PredictResult(out, outputs, ledger.skipped, failed, together)
 
 
 def _check_settings(config: PredictConfig, run: Path, *, objects: bool) -> None:
@@ -158,6 +172,7 @@ def _object_work(
 ) -> ObjectWork:
     finder, own = load_finder(run, config)
     side = config.window or own
+    seen = side * finder.in_windows(side).zoom
     return ObjectWork(
         finder=finder,
         whole=whole_up_to(finder, config, side),
@@ -165,7 +180,7 @@ def _object_work(
         config=config,
         reader=config.reader or facts.reader,
         side=side,
-        batch_size=config.batch_size or windows_at_once(own, finder.device),
+        batch_size=config.batch_size or windows_at_once(seen, finder.device),
         weights=_weights(run),
         say=say,
         progress=progress,
@@ -200,13 +215,14 @@ def _predict(job: Job, work: Work | ObjectWork) -> list[Path]:
     return predict_scene(job.path, job.after, job.target, work)
 
 
-def _together(image: Path, out: Path, jobs: Sequence[Job], work: ObjectWork) -> dict[str, list[Path]]:
+def _together(image: Path, out: Path, jobs: Sequence[Job], work: ObjectWork) -> list[Path]:
     """The objects of all inputs in one file, where there are several, and as a DOTA submission where that is asked for."""
     written = []
     if image.is_dir() and jobs:
         written.append(out / TOGETHER)
         join_coco(written[-1], [(job.name, job.final) for job in jobs])
     if work.config.dota and jobs:
-        written.append(out / DOTA)
-        write_dota(written[-1], [(job.name, job.final) for job in jobs], work.finder)
-    return {"all inputs": written} if written else {}
+        written.append(out / DOTA[task_of(rotated=work.finder.rotated)])
+        names = image_names([job.path for job in jobs], work.finder.classes)
+        write_dota(written[-1], list(zip(names, (job.final for job in jobs), strict=True)), work.finder)
+    return written

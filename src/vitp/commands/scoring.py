@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from vitp.commands.finetune import DetectConfig, FinetuneConfig, load_finetune
+from vitp.config import Config
 from vitp.datasets.splits import Split
 from vitp.errors import ConfigError, DataError
 from vitp.tasks.detect import ObjectInference
@@ -25,7 +26,7 @@ class Asked:
     """An evaluation, whatever its task; see `vitp.commands.evaluate.evaluate`."""
 
     model: Path  # the file
-    recipe: Path  # whose data and inference count
+    recipe: Path  # whose data count, and whose inference where the model holds none
     overrides: tuple[str, ...]
     split: Split
     tta: Tta
@@ -48,13 +49,18 @@ class Parted(Protocol):
         """The images of a part."""
 
 
-def asked_recipe(asked: Asked) -> FinetuneConfig | DetectConfig:
-    """The recipe whose data and inference count; raises ConfigError where it is wrong.
+def asked_recipe(asked: Asked, kept: Mapping[str, Config] | None = None) -> FinetuneConfig | DetectConfig:
+    """The recipe that counts; raises ConfigError where it is wrong.
 
     The recipe's own backbone need not be there any more: the model, which holds its weights, stands in for it.
+
+    Args:
+        asked: the recipe and the overrides.
+        kept: parts of the recipe that the model holds itself, by their names; overrides change those, not the recipe's.
     """
     stands_in = [f"backbone={json.dumps(str(asked.model))}", "backbone_config=null"]
-    return load_finetune(asked.recipe, [*stands_in, *asked.overrides])
+    held = [f"{name}={json.dumps(part.model_dump(mode='json'))}" for name, part in (kept or {}).items()]
+    return load_finetune(asked.recipe, [*stands_in, *held, *asked.overrides])
 
 
 def asked_indices(asked: Asked, data: Parted, root: Path, classes: Sequence[str]) -> list[int]:

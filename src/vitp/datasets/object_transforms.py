@@ -26,6 +26,7 @@ from vitp.datasets.transforms import FILL, ColourConfig, distort_colours, overla
 from vitp.errors import ConfigError
 from vitp.train.draws import Purpose, generator
 
+MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
 _QUARTERS = 4
 _INSET = 0.15  # of a square's side: points farther from its border stay in it however it is rotated
 Size = tuple[int, int]  # H, W
@@ -173,6 +174,23 @@ def fitted_size(source: Size, config: ObjectAugmentConfig, side: int) -> Size:
     else:
         scale = min(side / min(source), config.longest / max(source))
     return max(1, round(source[0] * scale)), max(1, round(source[1] * scale))
+
+
+def padded(images: Sequence[Tensor], fill: Sequence[float], least: int = 0) -> tuple[Tensor, list[Size]]:
+    """Images uint8 [3, h, w] in one batch [B, 3, H, W], as large as the largest and a multiple of 32, and their sizes.
+
+    Args:
+        images: of any sizes.
+        fill: the colour at their right and bottom, 0-1 (the mean colour, which the ViT sees as zero).
+        least: pixels that the batch's sides have at least.
+    """
+    sizes: list[Size] = [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
+    height, width = (-(-max(least, *side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
+    colour = torch.tensor([round(255 * channel) for channel in fill], dtype=torch.uint8, device=images[0].device)
+    batch = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+    for place, image, (h, w) in zip(batch, images, sizes, strict=True):
+        place[:, :h, :w] = image
+    return batch, sizes
 
 
 # --------------------------------------------------------------------------------------------- the steps, each with its map

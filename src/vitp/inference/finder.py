@@ -15,12 +15,14 @@ from torch import Tensor
 from vitp.boxes.coders import as_rotated
 from vitp.boxes.formats import to_quads, to_xyxy
 from vitp.boxes.merge import cut_by_window, merge_windows
-from vitp.boxes.objects import Detections
+from vitp.boxes.objects import Detections, joined
 from vitp.datasets.object_geometry import Affine
-from vitp.datasets.object_transforms import ObjectAugmentConfig, fit
+from vitp.datasets.object_transforms import ObjectAugmentConfig, fit, padded
+from vitp.datasets.transforms import FILL
 from vitp.inference.grid import make_grid
 from vitp.inference.views import FLIPS, Flips
 
+FILLED = (FILL[0] / 255, FILL[1] / 255, FILL[2] / 255)
 OVERLAP = 0.25  # share of a window; DOTA's own split has 200 of 1,024 pixels
 
 
@@ -40,72 +42,69 @@ class Finder:
     classes: tuple[str, ...]
     device: torch.device
     rotated: bool
-    augment: ObjectAugmentConfig | None = None  # the size it is shown pictures at; None: as they are
+    augment: ObjectAugmentConfig | None = None  # the size it is shown whole pictures at; None: as they are
+    window: int | None = None  # side of the windows a picture is looked at in, in its pixels; None: whole
+    zoom: float = 1.0  # pixels that the model sees of each pixel of a window
+    fill: tuple[float, float, float] = FILLED  # colour (0-1) beside pictures, as in training
     bf16: bool = False
     scales: tuple[float, ...] = (1.0,)
     flips: Flips = "none"
     merge: float = 0.5  # IoU above which the weaker of two finds of one object goes
     threshold: float = 0.0  # finds of a lower score are left out
-    multiple: int = 32  # sides are padded to multiples of it
 
-    @property
-    def side(self) -> int | None:
-        """Of the squares of an image that the model was trained on; None: on whole images, or nothing is known."""
-        return None if self.augment is None else self.augment.crop
+    def in_windows(self, side: int) -> Finder:
+        """Itself for windows of `side` pixels of larger images.
 
-    def of_windows(self) -> Finder:
-        """Itself for windows of larger images, which are not stretched to squares where the image is a narrow strip."""
-        if self.augment is None or self.augment.crop is not None:
-            return self
-        return replace(self, augment=self.augment.model_copy(update={"keep_ratio": True, "longest": None}))
+        They are shown at the scale the model was trained at, or, where it was trained on whole images and there is no such
+        scale, at its size; none is stretched, and where an image is smaller than a window it is filled up.
+        """
+        if self.window is not None or self.augment is None:
+            return replace(self, window=side)
+        return replace(self, window=side, zoom=max(self.augment.sizes) / side)
 
     @torch.inference_mode()
     def find(self, windows: Tensor) -> list[Detections]:
         """uint8 [B, 3, H, W] to the objects of each window, in its pixels, on the CPU; views are merged like windows."""
         views: list[list[Detections]] = [[] for _ in windows]
         for scale in self.scales:
-            fitted = [self._fitted(window, scale) for window in windows]
+            config = self._shown_at(scale, (windows.shape[-2], windows.shape[-1]))
+            fitted = [fit(window, config) for window in windows]
             images, back = torch.stack([image for image, _ in fitted]).to(self.device, non_blocking=True), fitted[0][1]
             size = (images.shape[-2], images.shape[-1])
             for dims in FLIPS[self.flips]:
-                mirrored = self._padded(images.flip(dims) if dims else images)
+                least = 0 if self.window is None else max(config.sizes)
+                batch, sizes = padded((images.flip(dims) if dims else images).unbind(), self.fill, least)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    found = self.model.detect(mirrored, [size] * len(images))
+                    found = self.model.detect(batch, sizes)
                 for own, detections in zip(views, found, strict=True):
                     own.append(_mapped(detections.to("cpu"), size, dims, back))
         return [self._merged(own) for own in views]
 
     def find_in(self, image: Tensor) -> Detections:
-        """The objects of one image uint8 [3, H, W]: in windows where it was trained on squares and the image is larger."""
+        """The objects of one image uint8 [3, H, W]: whole, or in windows where it looks at such and the image is larger."""
         height, width = image.shape[-2:]
-        if self.side is None or max(height, width) <= self.side:
+        if self.window is None or max(height, width) <= self.window:
             return self.find(image[None])[0]
-        grid = make_grid(height, width, self.side, OVERLAP)
+        grid = make_grid(height, width, self.window, OVERLAP)
         parts, cuts = [], []
         for row, top in enumerate(grid.rows.starts):
             for column, left in enumerate(grid.columns.starts):
                 bottom, right = grid.rows.end(row), grid.columns.end(column)
-                parts.append(shifted(self.find(image[None, :, top:bottom, left:right])[0], left, top))
+                parts.append(self.find(image[None, :, top:bottom, left:right])[0].moved(left, top))
                 cuts.append(cut_in(parts[-1], (left, top, right, bottom), (height, width)))
         found = joined(parts)
         return found.take(merge_windows(found.boxes, found.scores, found.labels, torch.cat(cuts), self.merge))
 
-    def _fitted(self, window: Tensor, scale: float) -> tuple[Tensor, Affine]:
-        """A window at the size the model is to see, and the way back to its own pixels."""
+    def _shown_at(self, scale: float, size: tuple[int, int]) -> ObjectAugmentConfig:
+        """How `fit` brings windows (H, W) to what the model is to see; `scale` is that of the view."""
+        if self.window is not None:
+            return ObjectAugmentConfig(size=max(8, round(self.window * self.zoom * scale)), crop=self.window)
         if self.augment is None:
-            config = ObjectAugmentConfig(size=round(max(window.shape[-2:]) * scale), keep_ratio=True)
-        elif scale == 1.0:
-            config = self.augment
-        else:
-            longest = None if self.augment.longest is None else round(self.augment.longest * scale)
-            size = round(max(self.augment.sizes) * scale)
-            config = self.augment.model_copy(update={"size": size, "longest": longest})
-        return fit(window, config)
-
-    def _padded(self, images: Tensor) -> Tensor:
-        """With zeros at the bottom and right, which the model is told are no picture."""
-        below, right = (-length % self.multiple for length in images.shape[-2:])
-        return torch.nn.functional.pad(images, [0, right, 0, below]) if below or right else images
+            return ObjectAugmentConfig(size=max(8, round(max(size) * scale)), keep_ratio=True)
+        if scale == 1.0:
+            return self.augment
+        longest = None if self.augment.longest is None else round(self.augment.longest * scale)
+        return self.augment.model_copy(update={"size": round(max(self.augment.sizes) * scale), "longest": longest})
 
     def _merged(self, views: list[Detections]) -> Detections:
         found = joined(views)
@@ -125,23 +124,6 @@ def _mapped(found: Detections, size: tuple[int, int], dims: tuple[int, ...], bac
         move = move.then(Affine(e=-1.0, f=float(size[0])))
     masks = found.masks if found.masks is None or not dims else found.masks.flip(dims)
     return replace(found, boxes=move.then(back).boxes(found.boxes), masks=masks)
-
-
-def joined(parts: Sequence[Detections]) -> Detections:
-    """Several finds as one; at least one part."""
-    masks = [part.masks for part in parts if part.masks is not None]
-    return Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat(masks) if len(masks) == len(parts) else None,
-    )
-
-
-def shifted(found: Detections, left: int, top: int) -> Detections:
-    """Objects of a window in the pixels of the picture it was cut from."""
-    offset = torch.tensor([left, top, left, top] if not found.rotated else [left, top, 0, 0, 0])
-    return replace(found, boxes=found.boxes + offset)
 
 
 def enclosing(found: Detections) -> Tensor:

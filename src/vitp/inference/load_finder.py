@@ -23,6 +23,9 @@ def is_detector(run: Path) -> bool:
 def load_finder(run: Path, config: PredictConfig) -> tuple[Finder, int]:
     """The detector of a run, and the side of windows in the image's pixels.
 
+    What the settings leave open is as the run scored its test images; where DOTA's server, which needs every find, is to score
+    them, no threshold is one of 0.
+
     Raises:
         CheckpointError: missing, damaged, or no detector.
         TrainingError: a GPU was asked for and there is none.
@@ -30,16 +33,23 @@ def load_finder(run: Path, config: PredictConfig) -> tuple[Finder, int]:
     device = choose_device(config.device)
     model, shown = load_detector(run)
     finder = finder_of(model.to(device).eval(), shown, bf16=uses_bf16(config.precision, device))
+    chosen = config.model_fields_set
     finder = replace(
         finder,
-        scales=config.scales,
-        flips=config.flips,
+        scales=config.scales if "scales" in chosen else finder.scales,
+        flips=config.flips if "flips" in chosen else finder.flips,
         merge=finder.merge if config.merge is None else config.merge,
-        threshold=shown.inference.shown_from if config.threshold is None else config.threshold,
+        threshold=_threshold(config, shown.inference.shown_from),
     )
-    return finder, finder.side or max(shown.augment.sizes)
+    return finder, finder.window or max(shown.augment.sizes)
 
 
 def whole_up_to(finder: Finder, config: PredictConfig, side: int) -> int:
-    """The longer side up to which an image is seen whole: nothing is cut, and it is shown as test images are scored."""
-    return side if config.window is not None or finder.side is not None else _TWICE * side
+    """The longer side up to which an image is seen whole, as test images are scored; 0: in windows, whatever its size."""
+    return 0 if config.window is not None or finder.window is not None else _TWICE * side
+
+
+def _threshold(config: PredictConfig, own: float) -> float:
+    if config.threshold is not None:
+        return config.threshold
+    return 0.0 if config.dota else own

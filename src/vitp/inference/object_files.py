@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitp.boxes.objects import Detections
 from vitp.boxes.paste import paste_mask
+from vitp.datasets.run_lengths import rings_of
 from vitp.errors import OutputError
 from vitp.files import text_stream, write_atomic
 from vitp.inference.finder import Finder, corners, enclosing
@@ -26,7 +27,7 @@ from vitp.inference.geopackage import Columns
 from vitp.inference.polygons import write_features
 from vitp.inference.sinks import Look
 from vitp.inference.sources import Place
-from vitp.metrics.dota_submission import write_submission
+from vitp.metrics.dota_submission import task_of, write_submission
 
 _NAMED = 60  # boxes whose class and score are written beside them at most; more would hide the picture
 
@@ -117,7 +118,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not {"annotations", "images", "categories"} <= found.keys():
+        if not {"annotations", "images", "categories"} <= found.keys() or not found["images"]:
             raise ValueError("keys")
         return dict(found)
     except (OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
@@ -125,18 +126,23 @@ def read_coco(path: Path) -> dict[str, Any]:
 
 
 def write_dota(path: Path, parts: Sequence[tuple[str, Path]], finder: Finder) -> None:
-    """The files of single images as a DOTA submission (task 1); images go by their names without suffix.
+    """The files of single images as a DOTA submission: task 1 for rotated boxes, task 2 for upright ones.
+
+    Args:
+        path: the zip.
+        parts: each image's name in the submission (`vitp.metrics.dota_submission.image_names`), and its file.
+        finder: what found them.
 
     Raises:
-        DataError: an image's or a class's name cannot stand in a submission.
+        DataError: a name cannot stand in a submission.
         OutputError: a part is damaged; no space left or not writable.
     """
 
     def found() -> Iterator[tuple[str, Detections]]:
         for name, part in parts:
-            yield Path(name).stem, _detections(read_coco(part)["annotations"], rotated=finder.rotated)
+            yield name, _detections(read_coco(part)["annotations"], rotated=finder.rotated)
 
-    write_submission(path, found(), finder.classes)
+    write_submission(path, found(), finder.classes, task=task_of(rotated=finder.rotated))
 
 
 def _detections(records: Sequence[dict[str, Any]], *, rotated: bool) -> Detections:
@@ -157,7 +163,7 @@ def _detections(records: Sequence[dict[str, Any]], *, rotated: bool) -> Detectio
 def write_object_polygons(
     path: Path, found: Detections, picture: Picture, classes: Sequence[str], place: Place | None
 ) -> None:
-    """Outlines with class and score: of boxes their corners, of masks the mask's own.
+    """Outlines with class and score: of boxes their corners, of masks the borders of their pixels, each piece by itself.
 
     Raises:
         OutputError: no space left or not writable.
@@ -170,14 +176,18 @@ def write_object_polygons(
 def _features(
     found: Detections, picture: Picture, classes: Sequence[str]
 ) -> Iterator[tuple[list[list[tuple[float, float]]], dict[str, Any]]]:
-    rings = corners(found).double().tolist()
-    for i, four in enumerate(rings):
+    for i, four in enumerate(corners(found).double().tolist()):
         label = int(found.labels[i])
         about: dict[str, Any] = {"class": classes[label], "id": label, "score": round(float(found.scores[i]), 5)}
-        ring = [(x, y) for x, y in [*four, four[0]]]
         if found.rotated:
             about["angle"] = round(float(found.boxes[i, 4]), 5)
-        yield [ring], about
+        if found.masks is None:
+            yield [[(x, y) for x, y in [*four, four[0]]]], about
+            continue
+        pasted = paste_mask(found.masks[i], found.boxes[i], (picture.height, picture.width))
+        for piece in rings_of(pasted.pixels.numpy()):
+            moved = (piece + np.array([pasted.left, pasted.top])).tolist()
+            yield [[(x, y) for x, y in [*moved, moved[0]]]], about
 
 
 # -------------------------------------------------------------------------------------------------------------- preview

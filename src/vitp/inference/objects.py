@@ -11,25 +11,25 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vitp.boxes.merge import merge_windows
-from vitp.boxes.objects import Detections
+from vitp.boxes.objects import Detections, joined
+from vitp.boxes.paste import STEPS
 from vitp.errors import OutputError
 from vitp.files import write_atomic
 from vitp.inference.engine import Strip, ahead, strips_of
-from vitp.inference.finder import Finder, cut_in, joined, shifted
+from vitp.inference.finder import Finder, cut_in
 from vitp.inference.grid import Axis, Grid, make_grid
 from vitp.inference.object_files import Picture, write_coco, write_object_polygons, write_object_preview
 from vitp.inference.partial import Partial
 from vitp.inference.scene import Settings, state_folder, with_suffix
 from vitp.inference.sources import Source, opened
 from vitp.inference.thumbnail import PREVIEW, Thumbnail
-
-_MASK_STEPS = 255  # a mask's probability p is kept as round(255 p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +73,10 @@ def find_objects(path: Path, target: Path, work: ObjectWork) -> list[Path]:
         for note in source.notes:
             work.say(f"{path.name}: {note}")
         longer = max(source.height, source.width)
-        side = longer if longer <= work.whole else work.side
-        grid = make_grid(source.height, source.width, side, work.config.overlap)
-        if grid.windows > 1:
-            work = replace(work, finder=work.finder.of_windows())
+        whole = longer <= work.whole
+        grid = make_grid(source.height, source.width, longer if whole else work.side, work.config.overlap)
+        if not whole:
+            work = replace(work, finder=work.finder.in_windows(work.side))
         longest = work.config.preview
         thumbnail = Thumbnail(source.height, source.width, longest) if longest else None
         layers = {} if thumbnail is None else {PREVIEW: thumbnail.bytes}
@@ -123,7 +123,7 @@ def _row(strip: Strip, grid: Grid, size: tuple[int, int], work: ObjectWork) -> I
         batch = torch.stack([strip.pixels[:, :, _part(columns, i)] for i in some])
         for index, found in zip(some, work.finder.find(batch), strict=True):
             left = columns.starts[index]
-            moved = shifted(found, left, top)
+            moved = found.moved(left, top)
             yield moved, cut_in(moved, (left, top, columns.end(index), grid.rows.end(strip.index)), size)
         work.progress(before + some[-1] + 1, grid.windows)
     work.progress(before + len(columns.starts), grid.windows)
@@ -152,7 +152,7 @@ def _save(path: Path, finds: list[tuple[Detections, Tensor]]) -> None:
         "cut": torch.cat([cut for _, cut in finds]).numpy(),
     }
     if found.masks is not None:
-        arrays["masks"] = (found.masks * _MASK_STEPS).round().to(torch.uint8).numpy()
+        arrays["masks"] = (found.masks * STEPS).round().to(torch.uint8).numpy()
     write_atomic(path, lambda temporary: _store(temporary, arrays))
 
 
@@ -162,16 +162,16 @@ def _store(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _load(path: Path) -> tuple[Detections, Tensor] | None:
-    """What `_save` wrote; None of a row without any window to look at."""
+    """What `_save` wrote, masks in 255ths still; None of a row without any window to look at."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+        if not arrays:
+            return None
+        found = Detections(arrays["boxes"], arrays["scores"], arrays["labels"], arrays.get("masks"))
+        return found, arrays["cut"]
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, BadZipFile) as error:
         raise OutputError(f"{path} is damaged; delete {path.parent}, or say --overwrite to start anew") from error
-    if not arrays:
-        return None
-    masks = arrays["masks"].float() / _MASK_STEPS if "masks" in arrays else None
-    return Detections(arrays["boxes"], arrays["scores"], arrays["labels"], masks), arrays["cut"]
 
 
 def _merged(partial: Partial, rows: int, finder: Finder) -> Detections:

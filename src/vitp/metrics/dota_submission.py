@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from vitp.boxes.formats import from_quads, from_xyxy, to_dota, to_xyxy
 from vitp.boxes.nms import nms, rotated_nms
-from vitp.boxes.objects import Detections
+from vitp.boxes.objects import Detections, joined
 from vitp.errors import DataError
 from vitp.files import write_atomic
 
@@ -39,6 +38,29 @@ class Written(NamedTuple):
     dropped: int  # detections left out as a number of theirs is not finite
 
 
+def task_of(*, rotated: bool) -> Task:
+    """The task of a model's boxes: 1 of rotated ones, 2 of upright ones."""
+    return 1 if rotated else 2
+
+
+def image_names(images: Sequence[Path], classes: Sequence[str]) -> list[str]:
+    """What images are called in a submission: their file's name without its last suffix.
+
+    Raises:
+        DataError: two have one name, a name has a blank, or a class's cannot name a file.
+    """
+    _check_classes(classes)
+    known: dict[str, Path] = {}
+    for image in images:
+        _check_name(image.stem, str(image))
+        other = known.setdefault(image.stem, image)
+        if other is not image:
+            raise DataError(
+                f"has the name of {other}, and a submission tells images by their names; rename it", str(image)
+            )
+    return list(known)
+
+
 def write_submission(
     path: Path, found: Iterable[tuple[str, Detections]], classes: Sequence[str], *, task: Task = 1
 ) -> Written:
@@ -56,15 +78,12 @@ def write_submission(
             cannot name a file.
         OutputError: no space left, or the place is not writable.
     """
-    for name in classes:
-        if not name or set(name) & set("/\\\n\r\0"):
-            raise DataError(f"the class {name!r} cannot name a file of a submission; rename it")
+    _check_classes(classes)
     texts, seen, dropped = [bytearray() for _ in classes], set[str](), 0
     for image, detections in found:
         if image in seen:
             raise DataError("came before; merge the patches of an image first, and give each image once", image)
-        if not image or len(image.split()) != 1:
-            raise DataError("has a blank in its name, which parts the columns of a submission; rename the image", image)
+        _check_name(image, image)
         seen.add(image)
         finite = detections.scores.isfinite() & detections.boxes.isfinite().all(-1)
         dropped += len(finite) - int(finite.sum())
@@ -129,9 +148,19 @@ def merge_patches(found: Iterable[tuple[str, Detections]], threshold: float = ME
         if name in seen:
             raise DataError("came before; give each patch once", name)
         seen.add(name)
-        shift = detections.boxes.new_tensor((int(match["left"]), int(match["top"])))
-        parts.setdefault(match["image"], []).append(_moved(detections, shift))
+        parts.setdefault(match["image"], []).append(detections.moved(int(match["left"]), int(match["top"])))
     return {image: _merged(parts[image], threshold) for image in sorted(parts)}
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    for name in classes:
+        if not name or set(name) & set("/\\\n\r\0"):
+            raise DataError(f"the class {name!r} cannot name a file of a submission; rename it")
+
+
+def _check_name(name: str, image: str) -> None:
+    if not name or len(name.split()) != 1 or name != name.strip():
+        raise DataError("has a blank in its name, which parts the columns of a submission; rename the image", image)
 
 
 def _append(texts: Sequence[bytearray], image: str, found: Detections, task: Task) -> None:
@@ -173,21 +202,7 @@ def _detections(numbers: list[list[float]], labels: list[int], task: Task) -> De
     return Detections(boxes[order].float(), rows[order, 0].float(), torch.tensor(labels)[order])
 
 
-def _moved(found: Detections, shift: Tensor) -> Detections:
-    if found.rotated:
-        boxes = torch.cat((found.boxes[:, :2] + shift, found.boxes[:, 2:]), 1)
-    else:
-        boxes = found.boxes + shift.repeat(2)
-    return Detections(boxes, found.scores, found.labels, found.masks)
-
-
 def _merged(parts: Sequence[Detections], threshold: float) -> Detections:
-    masks = [part.masks for part in parts if part.masks is not None]
-    together = Detections(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat(masks) if len(masks) == len(parts) else None,
-    )
+    together = joined(parts)
     suppress = rotated_nms if together.rotated else nms
     return together.take(suppress(together.boxes, together.scores, threshold, together.labels))

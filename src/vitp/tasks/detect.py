@@ -35,12 +35,14 @@ from vitp.train.checkpoint import load_model, load_tensors
 BoxForm = Literal["upright", "rotated"]
 MERGE: dict[BoxForm, float] = {"upright": 0.5, "rotated": 0.1}  # IoU of one object's finds; the released test NMS
 UNCHOSEN = 0.3  # score from which finds are shown where no validation images chose one (ours)
-MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
 
 
 class ObjectInference(Config):
-    """How a detector looks at whole images; kept with the weights."""
+    """How a detector looks at images; kept with the weights. Scoring does so, and `vitp predict` where it is not told else."""
 
+    # Side in pixels of the image of windows that it is looked at in, as cut, none resized; None: images whole, as `augment`
+    # sizes them.
+    window: int | None = Field(default=None, ge=8)
     scales: Scales = (1.0,)  # zooms of `augment.size` whose finds are merged
     flips: Flips = "none"  # likewise (released: horizontal for SSDD)
     # score from which finds are shown by `vitp predict`; None: the one of the highest F1 on the validation images
@@ -151,22 +153,6 @@ def build_detector(
     return model
 
 
-def padded(images: Sequence[Tensor], fill: Sequence[float]) -> tuple[Tensor, list[Size]]:
-    """Images uint8 [3, h, w] in one batch [B, 3, H, W], as large as the largest and a multiple of 32, and their sizes.
-
-    Args:
-        images: of any sizes.
-        fill: the colour beside them, 0-1 (the mean colour, which the ViT sees as zero).
-    """
-    sizes: list[Size] = [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
-    height, width = (-(-max(side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
-    colour = torch.tensor([round(255 * channel) for channel in fill], dtype=torch.uint8)
-    batch = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
-    for place, image, (h, w) in zip(batch, images, sizes, strict=True):
-        place[:, :h, :w] = image
-    return batch, sizes
-
-
 def merge_features(model: Detector) -> None:
     """Make the ViT a plain one again where it learned by low-rank updates."""
     features = merged(model.parts.features, model.backbone.plain)
@@ -175,17 +161,20 @@ def merge_features(model: Detector) -> None:
 
 def finder_of(model: Detector, shown: Shown, *, bf16: bool = False) -> Finder:
     """The model as `vitp finetune` scores it: every find counts, whatever its score."""
+    seen = shown.augment.crop or shown.inference.window
     return Finder(
         model,
         model.classes,
         next(model.parameters()).device,
         model.form == "rotated",
         shown.augment,
+        window=shown.inference.window or seen,
+        zoom=1.0 if seen is None else max(shown.augment.sizes) / seen,
+        fill=model.backbone.plain.config.mean,
         bf16=bf16,
         scales=shown.inference.scales,
         flips=shown.inference.flips,
         merge=MERGE[model.form],
-        multiple=MULTIPLE,
     )
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from vitp.boxes.objects import Objects
 from vitp.datasets.layout import Item
-from vitp.datasets.object_transforms import ObjectAugmentConfig, augment_objects
+from vitp.datasets.object_transforms import ObjectAugmentConfig, augment_objects, padded
 from vitp.tasks.dense import backbone_groups, hand_uniforms, items_of_step
-from vitp.tasks.detect import Detector, padded
+from vitp.tasks.detect import Detector
 from vitp.train.feeding import working_on
 from vitp.train.optim import ParameterGroup
 from vitp.train.task import StepBatch
