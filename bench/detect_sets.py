@@ -38,13 +38,12 @@ DETECT_SETS = (
 
 
 def cut_patches(entry: DetectSet, data: Path, out: Path) -> Path:
-    """The folder of the patches of a data set, written unless it is there.
+    """The folder of the patches of a data set; what is missing of them is written.
 
     Raises:
         VitpError: a file is missing or cannot be used.
     """
     assert entry.patches is not None
     folder = out / "data" / entry.name
-    if not folder.exists():
-        prepare("dota_v1", data / entry.folder, folder, tile=entry.patches[0], overlap=entry.patches[1])
+    prepare("dota_v1", data / entry.folder, folder, tile=entry.patches[0], overlap=entry.patches[1])
     return folder

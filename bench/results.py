@@ -34,7 +34,8 @@ from vitp.commands.finetune_detect import DetectConfig
 from vitp.commands.finetune_recipe import FinetuneConfig
 from vitp.config import dump
 from vitp.datasets.dense import open_dataset
-from vitp.datasets.detection import open_detection
+from vitp.datasets.detection import DetectionDataConfig, open_detection
+from vitp.datasets.objects_config import CocoConfig
 from vitp.datasets.transforms import AugmentConfig
 from vitp.files import file_state, write_json, write_text
 from vitp.heads.losses import LossTerms
@@ -101,7 +102,10 @@ class Bench:
             *([f"backbone_config={self.random.model_dump_json()}"] if arm.file is None else []),
             *entry.overrides,
         ])  # fmt: skip
-        return recipe.model_copy(update={"freeze_backbone": arm.mode == "frozen"})
+        data = recipe.data
+        if _drawn(data):
+            data = data.model_copy(update={"split_seed": seed})
+        return recipe.model_copy(update={"freeze_backbone": arm.mode == "frozen", "data": data})
 
     def _folder(self, entry: ResultSet | DetectSet, arm: Arm, seed: int) -> Path:
         return self.out / "runs" / entry.name / f"{arm.name}_{arm.mode}_{seed}"
@@ -141,7 +145,7 @@ class Bench:
         if config.backbone is not None and not config.backbone.is_file():
             self.console.say(f"{config.backbone} does not exist; left out")
             return None
-        record = config.folder.with_suffix(".json")
+        record = config.folder.with_name(f"{config.folder.name}.json")
         weights = None if config.backbone is None else list(file_state(config.backbone))
         made_by = {"recipe": dump(config), "weights": weights}
         if record.is_file():
@@ -158,10 +162,16 @@ class Bench:
         return scores
 
 
-def _same(made_by: dict[str, Any], config: FinetuneConfig, weights: list[int] | None) -> bool:
+def _drawn(data: DetectionDataConfig) -> bool:
+    """Whether the test images are a share drawn by the split's seed."""
+    named = [data.test_images, data.test_list, data.test_labels if isinstance(data, CocoConfig) else None]
+    return all(name is None for name in named)
+
+
+def _same(made_by: dict[str, Any], config: FinetuneConfig | DetectConfig, weights: list[int] | None) -> bool:
     """Whether a record is of this recipe and backbone; keys that came since have their defaults in it."""
     try:
-        stored = FinetuneConfig.model_validate(yaml.safe_load(made_by["recipe"]))
+        stored = type(config).model_validate(yaml.safe_load(made_by["recipe"]))
     except (yaml.YAMLError, ValidationError):
         return False
     return stored == config and made_by["weights"] == weights

@@ -2,7 +2,7 @@
 
     python -m bench.rotated_nms --json
 
-400 boxes, five jittered copies of each, as a detector gives them; threshold 0.1 (reference 7.1). OpenCV gets its rectangles
+400 boxes, five jittered copies of each, as a detector gives them; threshold 0.1 (as released). OpenCV gets its rectangles
 ready made. Ratios are rival over ours: above 1, ours is faster; `vs_opencv` is null where OpenCV is not installed.
 `same_as_shapely` and `same_as_opencv` say whether the kept sets are equal. Last line: one JSON object.
 """

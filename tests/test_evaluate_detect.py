@@ -22,7 +22,8 @@ from vitp.report.objects import draw_objects, judge, object_pictures
 from vitp.tasks.detect import load_detector
 
 TINY = {"architecture": "vit_tiny_patch16_224", "image_size": 64, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
-RPN = {"channels": 32, "anchors": {"scales": [4.0]}, "train_proposals": 60, "test_proposals": 60, "per_level": 60}
+RPN = {"channels": 32, "anchors": {"scales": [4.0]}, "train_proposals": 60, "test_proposals": 60, "per_level": 60,
+             "test_per_level": 60}  # fmt: skip
 PARTS = {"rpn": RPN, "roi": {"width": 64, "sampler": {"count": 32}}}
 COLOURS = {"red": (230, 60, 60), "blue": (60, 90, 230)}
 PATCHES = ("P1__64__0___0", "P1__64__32___0", "P2__64__0___0", "P3", "P4", "P5", "P6", "P7")
@@ -347,6 +348,14 @@ def test_a_sweep_of_detectors(
         own = json.loads((Path(point["folder"]) / "metrics.json").read_text())
         assert point["mAP"] == 100 * own["mAP_voc07"]
         assert point["AP"] == 100 * own["AP"]
+    metrics = [Path(point["folder"]) / "metrics.json" for point in found["points"]]
+    before = [file.stat().st_mtime_ns for file in metrics]
+    monkeypatch.setattr(sys, "argv", ["vitp", "evaluate", *words, "--resume"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0, capsys.readouterr().err
+    assert [file.stat().st_mtime_ns for file in metrics] == before
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["table"] == found["table"]
 
 
 @pytest.mark.parametrize("kind", ["masks", "turned"])

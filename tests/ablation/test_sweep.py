@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.datasets.objectsets import coco, note
 from tests.minidata import write_data, write_recipe
 
 import vitp
+from vitp.ablation.downstream import parse_then
 from vitp.ablation.plan import SweepConfig
 from vitp.cli import main
 from vitp.commands.pretrain import pretrain
@@ -289,3 +291,23 @@ def test_an_ablation_recipe_gives_its_axes_to_another_recipe(place: Path) -> Non
     assert len(large) == 4
     with pytest.raises(ConfigError, match="nothing is varied"):
         load_recipe(SweepConfig, "ablation/drop_ratio", ["sweep=[]"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": "rotated", "detector": {"kind": "oriented_rcnn"}}, "rotated boxes come from quads"),
+        ({"detector": {"kind": "mask_rcnn"}}, "mask_rcnn learns from outlines"),
+        ({"augment": {"size": 32, "rectangular": ["shp"]}}, "augment.rectangular: 'shp' is no class .* 'ship'"),
+    ],
+)
+def test_labels_that_a_detector_cannot_learn_are_told_before_pretraining(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    coco(tmp_path, [note(i, i, [1, 1, 5, 5]) for i in (1, 2, 3)])
+    data = {"kind": "coco", "root": str(tmp_path), "images": "images/*.png", "labels": "labels.json"}
+    recipe = {"name": "objects", "task": "detect", "steps": 1, "data": {**data, "test_images": "images/c.png"}}
+    (tmp_path / "objects.yaml").write_text(json.dumps({**recipe, **change}))
+    (then,) = parse_then([str(tmp_path / "objects.yaml")])
+    with pytest.raises(ConfigError, match=message):
+        then.check(tmp_path / "out")

@@ -160,7 +160,7 @@ def test_catalog_lists_and_shows_every_entry() -> None:
         datasets(None, Path("data"))
 
 
-# Released configurations, the dossier's tables: steps, batch over 8 GPUs, rate of the head, decay over layers, weight decay, crop
+# Released configurations: steps, batch over 8 GPUs, rate of the head, decay over layers, weight decay, crop
 RELEASED = {
     "isaid": (80_000, 16, 1.5e-5, 0.9, 0.05, 896),
     "loveda": (80_000, 8, 1e-5, 0.9, 0.1, 512),

@@ -72,7 +72,7 @@ def test_a_whole_folder_lacks_nothing_but_the_rest_of_the_public_set(entry: Benc
     assert (report.pixels, report.to_json()["objects"]) == ({}, report.objects)
 
 
-# The released orders (the dossier's section 8), which exchanged weights rely on
+# The released orders, which exchanged weights rely on
 ORDERS = {
     "dior": (20, {5: "chimney", 6: "dam", 7: "Expressway-Service-area", 8: "Expressway-toll-station", 19: "windmill"}),
     "dior_r": (

@@ -220,6 +220,14 @@ def test_an_unknown_class_is_told_with_the_nearest(tmp_path: Path) -> None:
         ({"segmentation": [[1, 2, 3]]}, r"labels.json:7: .* has a polygon of 3 numbers"),
         ({"segmentation": "x"}, r"labels.json:7: .* has 'x' as 'segmentation'"),
         ({"segmentation": {"size": [30, 40], "counts": [3]}}, r"labels.json:7: .* run lengths that cover 3 pixels"),
+        (
+            {"segmentation": {"size": [2**40, 2**40], "counts": [2**80]}},
+            r"labels.json:7: .* run lengths that have the size \[1099511627776, 1099511627776\], which is more than",
+        ),
+        (
+            {"segmentation": {"size": [30, 40], "counts": [2**70]}},
+            r"labels.json:7: .* run lengths that cover more than",
+        ),
         ({"segmentation": {"size": [40, 30], "counts": [1200]}}, r"of 40 x 30 pixels, where the image has 30 x 40"),
     ],
 )
@@ -251,6 +259,11 @@ def test_degenerate_outlines_are_left_out_and_said(tmp_path: Path) -> None:
         ),
         (lambda text: text.replace(".png", ".jpg"), r"lists 3 images, of which none is among the 3 that match"),
         (lambda text: "[" * 100_000, r"is no JSON"),
+        (
+            lambda text: text.replace('"width": 40', '"width": Infinity', 1),
+            r"labels.json:2: entry 1 of 'images' has the size inf x 30; write the image's width and height",
+        ),
+        (lambda text: text.replace('"height": 30', '"height": 1e300', 1), r"labels.json:2: .* size 40 x 1e\+300"),
     ],
 )
 def test_broken_json_is_told_with_its_line(tmp_path: Path, change: Any, message: str) -> None:
@@ -293,6 +306,7 @@ def test_broken_xml_is_told_with_its_line(tmp_path: Path, text: str, message: st
         ("1 2 3 4 5 6 7 x ship 0", "are no eight numbers"),
         ("1 2 3 4 5 6 7 8 ship easy", "'easy' stands where difficult"),
         ("1 2 3 4 5 6 7 8 large vehicle 0", "has 11 fields"),
+        ("1 2 3 4 5 6 7 8 ship " + "1" * 5000, "'1{20}' stands where difficult"),
     ],
 )
 def test_broken_dota_lines_are_told_with_their_line(tmp_path: Path, line: str, message: str) -> None:

@@ -270,13 +270,16 @@ def test_classes_of_rectangles_turn_by_quarters_only() -> None:
     image, objects = _scene(64, 64, 2, count=2)
     config = ObjectAugmentConfig.model_validate({**TURNED, "rectangular": ["court"], "visible": 0.0})
     quarters = [torch.rot90(image, k, (1, 2)) for k in range(1, 4)]
-    for slot in range(12):
+    turns = [0, 0, 0]
+    for slot in range(200):
         moved, found = augment_objects(image, objects, config, 0, 0, slot, classes=("court", "ship"))
-        assert any(torch.equal(moved, turn) for turn in quarters)
+        turns[next(k for k, turn in enumerate(quarters) if torch.equal(moved, turn))] += 1
         assert _landed(moved, found) > 0.8
         ships = objects.take(objects.labels == 1)
         moved, _ = augment_objects(image, ships, config, 0, 0, slot, classes=("court", "ship"))
         assert not any(torch.equal(moved, turn) for turn in quarters)
+    assert 80 <= turns[1] <= 120  # as often as both others together
+    assert min(turns[0], turns[2]) > 30
     with pytest.raises(ConfigError, match="'court' is no class of the data set; did you mean 'courts'"):
         augment_objects(image, objects, config, 0, 0, 0, classes=("courts", "ship"))
 

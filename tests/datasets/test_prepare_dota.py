@@ -73,25 +73,27 @@ def quads(count: int, size: tuple[int, int], seed: int) -> list[Line]:
     return found
 
 
-def reference(size: tuple[int, int], objects: list[Line], tile: int, overlap: int) -> dict[str, list[Line]]:
+def reference(size: tuple[int, int], objects: list[Line], *cuts: tuple[int, int]) -> dict[str, list[Line]]:
     """The rules said slowly, that of windows that the image fills too little among them."""
     width, height = size
-    step = tile - overlap
-    windows = []
-    for length in (height, width):
-        count = 1 if length <= tile else math.ceil((length - tile) / step) + 1
-        starts = [step * i for i in range(count)]
-        if count > 1 and starts[-1] + tile > length:
-            starts[-1] = length - tile
-        windows.append(starts)
-    places = [(x, y) for y in windows[0] for x in windows[1]]
-    filled = {p: max(0, min(width - p[0], tile)) * max(0, min(height - p[1], tile)) / tile**2 for p in places}
+    places = []
+    for tile, overlap in cuts:
+        step = tile - overlap
+        windows = []
+        for length in (height, width):
+            count = 1 if length <= tile else math.ceil((length - tile) / step) + 1
+            starts = [step * i for i in range(count)]
+            if count > 1 and starts[-1] + tile > length:
+                starts[-1] = length - tile
+            windows.append(starts)
+        places += [(x, y, tile) for y in windows[0] for x in windows[1]]
+    filled = {p: max(0, min(width - p[0], p[2])) * max(0, min(height - p[1], p[2])) / p[2] ** 2 for p in places}
     enough = {p for p, share in filled.items() if share > 0.6}
     fullest = max(filled.values())
     enough = enough or {p for p, share in filled.items() if share == fullest}
     found: dict[str, list[Line]] = {}
-    for x, y in places:
-        if (x, y) not in enough:
+    for x, y, tile in places:
+        if (x, y, tile) not in enough:
             continue
         name = f"{tile}__{x}___{y}"
         found[name] = []
@@ -113,7 +115,7 @@ def reference(size: tuple[int, int], objects: list[Line], tile: int, overlap: in
 def test_patches_are_those_of_a_slow_reference(size: tuple[int, int], tile: int, overlap: int, tmp_path: Path) -> None:
     objects = quads(150, size, seed=size[0])
     prepare("dota_v1", write(tmp_path / "in", size, objects), tmp_path / "out", tile=tile, overlap=overlap)
-    expected = reference(size, objects, tile, overlap)
+    expected = reference(size, objects, (tile, overlap))
     assert {f.stem for f in (tmp_path / "out/images").iterdir()} == {f"P0001__{name}" for name in expected}
     assert sum(map(len, expected.values())) > 20
     kinds = set()
@@ -151,7 +153,7 @@ def test_labels_merged_back_are_those_of_the_image(tmp_path: Path) -> None:
     assert len(merged) > 15
     (note,) = result.notes
     lost = {o[1] for o in objects} - {
-        line[1] for found in reference(size, objects, tile, overlap).values() for line in found
+        line[1] for found in reference(size, objects, (tile, overlap)).values() for line in found
     }
     assert note == f"{len(lost)} objects are in no patch: no window holds 0.7 of their area"
 
@@ -175,16 +177,23 @@ def test_pixels_are_the_image_s_and_the_rest_is_imagenet_s_mean(tmp_path: Path) 
     assert not (tmp_path / "out/test").exists()
 
 
-def test_several_rates_cut_windows_of_several_sizes(tmp_path: Path) -> None:
-    size = (300, 210)
+@pytest.mark.parametrize(
+    ("size", "sides"),
+    [
+        ((300, 210), {42, 64, 128}),
+        ((75, 75), {42, 64}),  # fills a window of 128 to 0.34
+        ((64, 30), {42}),  # and one of 64 to 0.47
+        ((30, 20), {42}),  # fills all too little: the fullest stays
+    ],
+)
+def test_several_rates_cut_windows_of_several_sizes(size: tuple[int, int], sides: set[int], tmp_path: Path) -> None:
     objects = quads(80, size, seed=3)
     source = write(tmp_path / "in", size, objects)
     arguments = ["prepare", "dota_v1.5", str(source), str(tmp_path / "out"), "--tile", "64", "--overlap", "20"]
     shown = CliRunner().invoke(app, [*arguments, "--rate", "0.5", "--rate", "1", "--rate", "1.5"])
     assert shown.exit_code == 0
-    expected = {}
-    for tile, overlap in ((128, 40), (64, 20), (42, 13)):
-        expected |= reference(size, objects, tile, overlap)
+    expected = reference(size, objects, (128, 40), (64, 20), (42, 13))
+    assert {int(name.split("__")[0]) for name in expected} == sides
     for name, wanted in expected.items():
         found = lines(tmp_path / f"out/labelTxt/P0001__{name}.txt")
         assert [line[1:] for line in found] == [line[1:] for line in wanted]

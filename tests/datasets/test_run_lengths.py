@@ -70,7 +70,12 @@ def test_a_hole_in_a_hole_and_pixels_that_touch_at_corners() -> None:
         ([4, 4], "oooooooooo", None, "where none can be"),
         ([4, 4], "P", None, "end within a number"),
         ([4, 4], "4", (5, 4), "are of 4 x 4 pixels, where the image has 5 x 4"),
-        ([10**9, 10**9], [10**18 - 1], None, "cover"),  # and nothing of that size is allocated
+        # and nothing of that size is allocated
+        ([10**9, 10**9], [10**18], None, r"have the size \[1000000000, 1000000000\], which is more than"),
+        ([2**20, 2**20], [2**40], (2**20, 2**20), "have the size .* which is more than 1,073,741,824 pixels"),
+        ([10**4000, 10**4000], [1], None, "have the size"),
+        ([4, 4], [2**70, 2**70], None, "cover more than 1,073,741,824 pixels, where the mask has 16"),
+        ([4, 4], [9 * 10**4299, 9 * 10**4299], None, "cover more than"),
         ([4], [16], None, "have the size"),
         (None, [16], None, "have the size"),
     ],

@@ -42,11 +42,11 @@ def _sampled(boxes: Tensor, image: Tensor, labels: Tensor, taker: Tensor) -> Sam
 
 
 def test_loss_is_that_of_torchvision() -> None:
-    """Two objects, one that fills its box and one whose mask is empty: there the two rules for borders agree."""
+    """Two objects, one that fills its box and one that lies beside it: there the two rules for borders agree."""
     head, maps = _head(), _maps()
     boxes = torch.tensor([[8.0, 8, 64, 64], [20, 30, 90, 110], [0, 0, 50, 50], [10, 40, 66, 96]])
     image, labels = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 0, CLASSES, 1])
-    all_of_it, nothing = (_ring(-10, -10, 200, 200),), ()
+    all_of_it, nothing = (_ring(-10, -10, 200, 200),), (_ring(120, 0, 128, 8),)
     truth = [
         Truth(torch.zeros(2, 4), torch.tensor([2, 0]), torch.zeros(0, 4), (all_of_it, nothing)),
         Truth(torch.zeros(1, 4), torch.tensor([1]), torch.zeros(0, 4), (all_of_it,)),
@@ -60,6 +60,20 @@ def test_loss_is_that_of_torchvision() -> None:
         maskrcnn_loss(every[2:], [boxes[3:]], bitmaps[1:], [torch.tensor([1])], [torch.tensor([0])]),
     ]
     torch.testing.assert_close(loss, expected[0] + expected[1])
+
+
+def test_objects_without_an_outline_teach_no_mask() -> None:
+    head, maps = _head(), _maps()
+    boxes = torch.tensor([[8.0, 8, 64, 64], [20, 30, 90, 110], [0, 0, 50, 50]])
+    image, labels = torch.tensor([0, 0, 1]), torch.tensor([2, 0, 1])
+    ring = (_ring(20, 20, 50, 40),)
+    truth = [
+        Truth(torch.zeros(2, 4), torch.tensor([2, 0]), torch.zeros(0, 4), (ring, ())),
+        Truth(torch.zeros(1, 4), torch.tensor([1]), torch.zeros(0, 4), ((),)),
+    ]
+    loss = head.losses(maps, _sampled(boxes, image, labels, torch.tensor([0, 1, 0])), truth)
+    alone = head.losses(maps, _sampled(boxes[:1], image[:1], labels[:1], torch.tensor([0])), truth)
+    torch.testing.assert_close(loss, alone)
 
 
 def _every_class(head: MaskHead, maps: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def test_rpn_targets_and_loss_equal_the_slow_version(size):
 
 
 def test_proposals_equal_the_slow_version():
-    rpn = rpn_of(per_level=40, test_proposals=70).eval()
+    rpn = rpn_of(test_per_level=40, test_proposals=70).eval()
     maps = maps_of(1, 3)
     (found,) = rpn.propose(maps, [SIZE])
     logits, offsets = rpn(maps)
@@ -352,6 +352,7 @@ def test_the_released_settings_are_the_defaults():
     assert rpn.anchors.ratios == (0.5, 1.0, 2.0)
     assert (rpn.channels, rpn.border, rpn.nms, rpn.beta) == (256, 0.0, 0.8, 1 / 9)
     assert (rpn.per_level, rpn.train_proposals, rpn.test_proposals) == (2000, 2000, 2000)
+    assert rpn.test_per_level == 2000
     assert (rpn.assigner.positive, rpn.assigner.negative, rpn.assigner.min_positive) == (0.7, 0.3, 0.3)
     assert rpn.assigner.low_quality
     assert (rpn.sampler.count, rpn.sampler.positive_share) == (256, 0.5)

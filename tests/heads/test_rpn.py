@@ -82,7 +82,7 @@ def _torchvision(rpn: RPN, test: int = 1000) -> RegionProposalNetwork:
     head.conv[0][0].weight.data = rpn.conv.weight.data[:CHANNELS, :].clone()
     head.conv[0][0].bias.data = rpn.conv.bias.data[:CHANNELS].clone()
     count = {"training": config.train_proposals, "testing": test}
-    before = {"training": config.per_level, "testing": config.per_level}
+    before = {"training": config.per_level, "testing": config.test_per_level}
     return RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, before, count, config.nms)
 
 
@@ -119,7 +119,7 @@ def test_losses_and_gradients_are_those_of_torchvision() -> None:
 
 
 def test_proposals_are_those_of_torchvision() -> None:
-    rpn, maps = _rpn(_settings(test_proposals=60)).eval(), _maps()
+    rpn, maps = _rpn(_settings(test_proposals=60, test_per_level=200)).eval(), _maps()
     with torch.no_grad():
         expected, _ = _torchvision(rpn, test=60).eval()(
             ImageList(torch.zeros(2, 3, HEIGHT, WIDTH), SIZES), {str(i): m for i, m in enumerate(maps)}

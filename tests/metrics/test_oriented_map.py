@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
 from vitp.boxes.formats import from_xyxy, to_quads, to_xyxy
-from vitp.boxes.objects import Detections, Objects, no_objects
+from vitp.boxes.objects import SIZES, Detections, Objects, no_objects
 from vitp.errors import DataError
 from vitp.metrics.detection import detection_scores
-from vitp.metrics.matching import SIZES
 from vitp.metrics.oriented import OrientedMetric, average_precision
 
 CLASSES = ("plane", "ship", "dam", "never labelled", "neither")

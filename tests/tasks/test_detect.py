@@ -36,7 +36,8 @@ from vitp.tasks.detect_task import DetectData, DetectTask
 from vitp.train.loop import train
 
 TINY = {"architecture": "vit_tiny_patch16_224", "image_size": 64, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
-SMALL_RPN = {"channels": 32, "anchors": {"scales": [4.0]}, "train_proposals": 60, "test_proposals": 60, "per_level": 60}
+SMALL_RPN = {"channels": 32, "anchors": {"scales": [4.0]}, "train_proposals": 60, "test_proposals": 60, "per_level": 60,
+             "test_per_level": 60}  # fmt: skip
 SMALL_ROI = {"width": 64, "sampler": {"count": 32}}
 DETECTORS: dict[str, dict[str, object]] = {
     "faster_rcnn": {"kind": "faster_rcnn", "rpn": SMALL_RPN, "roi": SMALL_ROI},

@@ -49,7 +49,12 @@ def task_of(data, augmentation, micro_batch=1, batch_size=1):
         architecture="vit_tiny_patch16_224", image_size=SIDE, patch_size=8, width=48, depth=2, heads=2
     )
     rpn = OrientedRPN(
-        channels=32, per_level=100, train_proposals=100, test_proposals=100, sampler=RandomSampler(count=64)
+        channels=32,
+        per_level=100,
+        test_per_level=100,
+        train_proposals=100,
+        test_proposals=100,
+        sampler=RandomSampler(count=64),
     )
     detector = OrientedRCNNConfig(
         kind="oriented_rcnn", rpn=rpn, roi=OrientedRoI(width=64, sampler=RoISampler(count=64))

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitp.ablation.kinds import shown_scores
 from vitp.commands.finetune import DetectConfig, FinetuneConfig, finetune, recipe_kind
+from vitp.commands.finetune_detect import check_labels
 from vitp.commands.probe import ProbeConfig, probe
 from vitp.config import Config, dump
 from vitp.datasets.dense import open_dataset
@@ -55,7 +56,9 @@ class Downstream:
         if isinstance(config, ProbeConfig):
             read_labelled(config.data)
         elif isinstance(config, DetectConfig):
-            open_detection(config.data)
+            objects = open_detection(config.data)
+            check_labels(config, objects)
+            config.augment.check_classes(objects.classes)
         else:
             open_dataset(config.data)
 

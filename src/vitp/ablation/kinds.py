@@ -127,10 +127,10 @@ class Finetuning(Kind):
         assert isinstance(config, FinetuneConfig | DetectConfig)
         if config.backbone is not None and not config.backbone.exists():
             raise CheckpointError(f"{config.backbone}: does not exist; correct the backbone's path")
-        key, detects = config.data.model_dump_json(), isinstance(config, DetectConfig)
+        key = config.data.model_dump_json()
         if key not in self._opened:
             self._opened[key] = _open(config)
-        return images_fingerprint(config, self._opened[key], set() if detects else {"inference"})
+        return images_fingerprint(config, self._opened[key])
 
     def train(self, config: Swept, *, resume: bool, progress: Progress | None, say: Callable[[str], None]) -> None:
         """Run one point."""

@@ -24,10 +24,10 @@ class MaxIoUAssigner(Config):
     another true box; of several that ask for the same box the last one gets it, as in the released code.
     """
 
-    positive: float = Field(default=0.7, gt=0, le=1)  # reference 7.1, RPN
-    negative: float = Field(default=0.3, ge=0, le=1)  # reference 7.1, RPN
-    min_positive: float = Field(default=0.3, ge=0, le=1)  # reference 7.1, RPN
-    low_quality: bool = True  # reference 7.1: on in the RPN, off in the RoI heads
+    positive: float = Field(default=0.7, gt=0, le=1)  # released configs, RPN
+    negative: float = Field(default=0.3, ge=0, le=1)  # released configs, RPN
+    min_positive: float = Field(default=0.3, ge=0, le=1)  # released configs, RPN
+    low_quality: bool = True  # released configs: on in the RPN, off in the RoI heads
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -88,8 +88,8 @@ class Sampled(NamedTuple):
 class RandomSampler(Config):
     """A fixed number of boxes an image, positives up to a share; negatives fill the rest (Faster R-CNN, section 3.1.3)."""
 
-    count: int = Field(default=256, ge=1)  # reference 7.1, RPN (512 in the RoI heads)
-    positive_share: float = Field(default=0.5, ge=0, le=1)  # reference 7.1, RPN (0.25 in the RoI heads)
+    count: int = Field(default=256, ge=1)  # released configs, RPN (512 in the RoI heads)
+    positive_share: float = Field(default=0.5, ge=0, le=1)  # released configs, RPN (0.25 in the RoI heads)
 
     def sample(self, assigned: Tensor, seed: int, *position: int) -> Sampled:
         """Choose among assigned boxes [N]: a pure function of what is assigned, the seed and the position.

@@ -1,6 +1,6 @@
 """Boxes as regression targets: each coder writes a true box as offsets from a proposal, and reads it back.
 
-Settings of the released benchmarks stand in reference 7.1 (oriented) and 7.2 (horizontal). `decode(p, encode(p, t))` gives t
+Settings are those of the released configs (mmrotate; mmdetection 2.25.1). `decode(p, encode(p, t))` gives t
 back up to rounding, wherever sizes stay within the ratio the coder clamps to.
 """
 
@@ -21,15 +21,15 @@ Four = tuple[Positive, Positive, Positive, Positive]
 Five = tuple[Positive, Positive, Positive, Positive, Positive]
 Six = tuple[Positive, Positive, Positive, Positive, Positive, Positive]
 
-_TIE = 0.1  # pixels within which two vertices count as equally far out; reference 7.1
+_TIE = 0.1  # pixels within which two vertices count as equally far out; released Oriented R-CNN config
 _LEAST = 1e-6  # pixels: sides of what is encoded are taken as this long at least, so that logarithms stay finite
 
 
 class DeltaCoder(Config):
     """Boxes (x1, y1, x2, y2) as shift over size and log of the size's ratio (Girshick et al., R-CNN, 2014, appendix C)."""
 
-    stds: Four = (1.0, 1.0, 1.0, 1.0)  # reference 7.2, RPN; the cascade's stages divide by (.1, .1, .2, .2) and less
-    max_ratio: Positive = 1000 / 16  # sizes change by at most this factor, up or down; reference 7.1
+    stds: Four = (1.0, 1.0, 1.0, 1.0)  # released RPN; the cascade's stages divide by (.1, .1, .2, .2) and less
+    max_ratio: Positive = 1000 / 16  # sizes change by at most this factor, up or down; released Oriented R-CNN config
 
     def encode(self, proposals: Tensor, truth: Tensor) -> Tensor:
         """Offsets [..., 4] of boxes `truth` [..., 4] from `proposals` [..., 4]."""
@@ -63,8 +63,8 @@ class MidpointOffsetCoder(Config):
     other side then names the same corner, and the box collapses to a line).
     """
 
-    stds: Six = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # reference 7.1
-    max_ratio: Positive = 1000 / 16  # reference 7.1
+    stds: Six = (1.0, 1.0, 1.0, 1.0, 0.5, 0.5)  # released Oriented R-CNN config
+    max_ratio: Positive = 1000 / 16  # released Oriented R-CNN config
 
     def encode(self, anchors: Tensor, truth: Tensor) -> Tensor:
         """Offsets [..., 6] of rotated boxes `truth` [..., 5] from anchors (x1, y1, x2, y2) [..., 4]."""
@@ -104,11 +104,11 @@ class RotatedDeltaCoder(Config):
     """Rotated boxes from rotated proposals: `DeltaCoder` in the proposal's own frame, and the turn between the two.
 
     Of the two ways to name the sides of a rectangle the one with the smaller turn is written (edge swap). In the released
-    configurations this coder is called DeltaXYWHA with proj_xy and edge_swap on; reference 7.1.
+    configurations this coder is called DeltaXYWHA with proj_xy and edge_swap on.
     """
 
-    stds: Five = (0.1, 0.1, 0.2, 0.2, 0.1)  # reference 7.1
-    max_ratio: Positive = 1000 / 16  # reference 7.1
+    stds: Five = (0.1, 0.1, 0.2, 0.2, 0.1)  # released Oriented R-CNN config
+    max_ratio: Positive = 1000 / 16  # released Oriented R-CNN config
 
     def encode(self, proposals: Tensor, truth: Tensor) -> Tensor:
         """Offsets [..., 5] of rotated boxes `truth` [..., 5] from rotated `proposals` [..., 5]."""

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# COCO's: names of sizes, and the areas in square pixels from which and below which they go
+SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
 Outline = tuple[NDArray[np.float32], ...]  # the rings of one object's mask, each [points, 2] in pixels; may be empty
 
 
@@ -22,7 +24,9 @@ class Objects:
 
     boxes: Tensor  # float32 [N, 4]: x1, y1, x2, y2; of oriented objects what encloses the quad
     labels: Tensor  # int64 [N], into the data set's classes
-    difficult: Tensor  # bool [N]: neither learned from nor counted, whether found or missed
+    difficult: (
+        Tensor  # bool [N]: not counted, found or missed; not learned as objects (background, see `ignore_overlap`)
+    )
     crowd: Tensor  # bool [N]: a group under one box (COCO), which takes any number of detections
     quads: Tensor | None = None  # float32 [N, 4, 2]: the corners of oriented objects
     outlines: tuple[Outline, ...] | None = None  # of N masks

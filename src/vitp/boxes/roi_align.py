@@ -50,7 +50,7 @@ def rotated_roi_align(
         image: which image each box lies on, integers [R] in [0, B).
         output_size: cells (h, w): h down the box's own y axis, w along its own x axis.
         spatial_scale: size of the map over that of the image.
-        sampling_ratio: points a side of a cell (2: reference 7.1); 0: as many as cover the cell, at least one.
+        sampling_ratio: points a side of a cell (2: released Oriented R-CNN config); 0: as many as cover the cell, at least one.
         aligned: pixel centres lie at half numbers, as they do (torchvision's `aligned=True`); False: the old rule,
             which takes them at whole numbers and makes boxes one pixel of the map wide at least.
     """
@@ -89,7 +89,7 @@ def assign_levels(boxes: Tensor, levels: int, finest_size: float = 56.0) -> Tens
     Args:
         boxes: (x1, y1, x2, y2) [R, 4] or rotated [R, 5].
         levels: how many there are.
-        finest_size: boxes below twice this size go to the finest level (56: reference 7.1; Lin et al., FPN, 2017, Eq. 1).
+        finest_size: boxes below twice this size go to the finest level (56: released configs; Lin et al., FPN, 2017, Eq. 1).
     """
     w, h = (boxes[:, 2], boxes[:, 3]) if boxes.shape[1] == 5 else (boxes[:, 2:] - boxes[:, :2]).unbind(1)
     size = (w.clamp_min(0).float() * h.clamp_min(0).float()).sqrt()

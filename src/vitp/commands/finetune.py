@@ -207,9 +207,7 @@ def finetune(
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(
-        task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data, {"inference"})
-    )
+    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data))
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     told = counted(say, "scores", "test images")

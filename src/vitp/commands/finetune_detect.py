@@ -128,7 +128,7 @@ def finetune_detect(
     begin(config, task, resume=resume, overwrite=overwrite, say=say)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    fingerprint = images_fingerprint(config, data, {"inference"})
+    fingerprint = images_fingerprint(config, data)
     patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
     choose_attention(backbone.vit, patches, device, bf16=bf16)
     trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint)

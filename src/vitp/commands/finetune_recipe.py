@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +28,7 @@ from vitp.train.task import Task
 METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 REPORT = "report.html"  # likewise
 PICTURES = 6  # in a report
+_FREE = frozenset({"inference"})  # parts of a recipe that a resumed run may change: no step depends on them
 
 
 class DownstreamConfig(LoopConfig):
@@ -147,15 +147,14 @@ class Pictures(Protocol):
         """Where they lie."""
 
 
-def images_fingerprint(config: DownstreamConfig, data: Pictures, free: AbstractSet[str]) -> dict[str, Any]:
+def images_fingerprint(config: DownstreamConfig, data: Pictures) -> dict[str, Any]:
     """What must be equal for a resumed run to be the same run, by dotted path, with the names of the images.
 
     Args:
         config: the recipe.
         data: its data set.
-        free: parts of the recipe that may change.
     """
-    flat = recipe_fingerprint(config, free=free)
+    flat = recipe_fingerprint(config, free=_FREE)
     flat.pop("data.root")
     names = "\n".join(item.image.relative_to(data.config.root).as_posix() for item in data.items)
     flat["data.images"] = hashlib.sha256(names.encode()).hexdigest()

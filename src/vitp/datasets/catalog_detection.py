@@ -209,7 +209,7 @@ SSDD_DETECTION = Benchmark(
     notes=(
         "Table 4 names box AP at 0.75 twice; the first of the two (97.8) is that at 0.5",
         "released: the config is called orcnn and is Mask R-CNN; its head has 80 classes, left over from COCO, for one",
-        "released: mirrored images are averaged in at test (TTA); the recipe makes one pass",
+        "released: mirrored images are averaged in at test (TTA); the recipe merges the finds of both",
         "the paper's text and its README list the masks under UPerNet; as masks without instances: recipe ssdd",
         "XML (voc_style) has rotated boxes too: recipe ssdd_oriented",
     ),

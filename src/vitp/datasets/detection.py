@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitp.boxes.objects import Objects
+from vitp.boxes.objects import SIZES, Objects
 from vitp.datasets.layout import find_images, group_of, places_of
 from vitp.datasets.objects_coco import read_coco_objects
 from vitp.datasets.objects_config import (
@@ -25,7 +25,7 @@ from vitp.datasets.objects_config import (
     VocConfig,
 )
 from vitp.datasets.objects_dota import read_dota_objects
-from vitp.datasets.objects_report import SIZES, SPLITS, Finding, Findings, ObjectReport, first_of, size_name
+from vitp.datasets.objects_report import SPLITS, Finding, Findings, ObjectReport, first_of, size_name
 from vitp.datasets.objects_settle import settle
 from vitp.datasets.objects_table import ObjectItem, ObjectTable, Size
 from vitp.datasets.objects_xml import read_xml_objects
@@ -158,7 +158,7 @@ class DetectionData(Divided):
         images: dict[Split, int] = {}
         empty: dict[Split, int] = {}
         ignored: dict[Split, int] = {}
-        sizes = Counter({name: 0 for name, _ in SIZES})
+        sizes = Counter({name: 0 for name, *_ in SIZES})
         for split in SPLITS:
             shown = [found[i] for i in self.indices(split)] if split in parts else []
             counts = np.zeros(len(self.classes), dtype=np.int64)

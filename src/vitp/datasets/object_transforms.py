@@ -28,6 +28,7 @@ from vitp.train.draws import Purpose, generator
 
 MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
 _QUARTERS = 4
+_TURNS = (1, 2, 3, 2)  # quarters; mmrotate draws from 90, 180, -90 and -180 degrees, so half of the turns are half ones
 _INSET = 0.15  # of a square's side: points farther from its border stay in it however it is rotated
 Size = tuple[int, int]  # H, W
 Window = tuple[int, int, int]  # top, left, side of a square in source pixels; it may reach over the picture
@@ -54,10 +55,10 @@ class ObjectAugmentConfig(ColourConfig):
     rotate_chance: float = Field(default=0.5, ge=0, le=1)  # released oriented configs
     rectangular: tuple[
         str, ...
-    ] = ()  # images with one of these classes turn by quarters only (released: round classes)
+    ] = ()  # images with one of these classes turn by quarters only, a half turn twice as often (released: round classes)
     visible: float = Field(
         default=0.5, ge=0, le=1
-    )  # share of an object that must stay in the picture, else it is dropped
+    )  # share of an object that must stay in the picture (ours; released: sides of 5 px or less, or the centre outside, go)
     photometric: float = Field(default=0.0, ge=0, le=1)  # colour distortion (released detection configs: none)
 
     @model_validator(mode="after")
@@ -127,7 +128,7 @@ def augment_objects(
         degrees = float(rng.uniform(-config.rotate, config.rotate))
     window = _window(objects, config, source, rng, inset=_INSET if degrees else 0.0)
     if degrees and config.check_classes(classes) & _labels_in(objects, window):
-        degrees, quarters = 0.0, int(rng.integers(1, _QUARTERS))
+        degrees, quarters = 0.0, _TURNS[int(rng.integers(len(_TURNS)))]
     rim = [0, 0, 0, 0]  # to be filled: left, above, right, below
     if window is None:
         image, move = _resize(image, fitted_size(source, config, side))

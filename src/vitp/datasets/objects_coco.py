@@ -25,6 +25,7 @@ MISSING = "images that the labels list are not there, their objects left out"
 STRAY = "objects of images that the labels do not list, left out"
 TWICE = "images are listed twice, their objects put together"
 NO_QUAD = "objects without outline, their upright boxes taken for quads"
+_LONGEST = 2**31  # pixels: no image has such a side
 _Rings = list[NDArray[np.float32]]
 
 
@@ -158,9 +159,16 @@ def _named(listed: Entries, i: int) -> str:
 
 
 def _stated(listed: Entries, i: int) -> Size | None:
-    """(H, W) that the labels state; None where they do not."""
+    """(H, W) that the labels state; None where they do not.
+
+    Raises:
+        DataError: with file:line: a size that no image has.
+    """
     sides = [listed.items[i].get(key) for key in ("height", "width")]
     if all(isinstance(side, int | float) and not isinstance(side, bool) and side >= 1 for side in sides):
+        if max(sides) >= _LONGEST:
+            height, width = (f"{side!r:.20}" for side in sides)
+            raise listed.mistake(i, f"has the size {width} x {height}", "write the image's width and height in pixels")
         return round(sides[0]), round(sides[1])
     return None
 

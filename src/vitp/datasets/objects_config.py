@@ -92,7 +92,7 @@ class XmlConfig(FileLabels):
         None  # SSDD's x1 ... y4, DIOR-R's x_left_top ...; None: upright
     )
     outlines: bool = False  # SSDD's segm points
-    difficult: Literal["ignore", "keep"] = "ignore"  # Pascal VOC: neither learned nor scored
+    difficult: Literal["ignore", "keep"] = "ignore"  # Pascal VOC: neither scored nor learned as objects
     truncated: Literal["ignore", "keep"] = "keep"  # Pascal VOC: like any other
 
 
@@ -113,8 +113,9 @@ class DotaConfig(FileLabels):
     """DOTA's text: ``x1 y1 x2 y2 x3 y3 x4 y4 class difficulty`` a line, after header lines; RSAR writes the same."""
 
     kind: Literal["dota"] = "dota"
-    # Difficulties whose objects are neither learned nor scored. Released: none. DOTA's own score leaves out 1; 2 marks
-    # what was cut when images were split.
+    # Difficulties whose objects are not scored, nor learned as objects: while training they are background, unless the
+    # detector's `ignore_overlap` is set. Released: none. DOTA's own score leaves out 1; 2 marks what was cut when images were
+    # split.
     ignore_difficulty: tuple[int, ...] = ()
 
 

@@ -10,6 +10,7 @@ from vitp.datasets.objects_table import ObjectItem, TableBuilder
 from vitp.errors import DataError
 from vitp.synthesis.labels import Corners, read_label_text
 
+_DIGITS = 9  # of a difficulty, at most: what a computer holds (ours)
 _FIX = "write x1 y1 x2 y2 x3 y3 x4 y4 class difficulty"
 
 
@@ -26,7 +27,7 @@ def dota_line(text: str, where: str) -> tuple[Corners, str, int]:
         a, b, c, d, e, f, g, h = map(float, parts[:8])
     except ValueError as error:
         raise DataError(f"'{' '.join(parts[:8])[:60]}' are no eight numbers; {_FIX}", where) from error
-    if len(parts) == 10 and not parts[9].isdecimal():
+    if len(parts) == 10 and not (parts[9].isdecimal() and len(parts[9]) <= _DIGITS):
         raise DataError(f"'{parts[9][:20]}' stands where difficult is 0 or 1; {_FIX}", where)
     return (a, b, c, d, e, f, g, h), parts[8], int(parts[9]) if len(parts) == 10 else 0
 

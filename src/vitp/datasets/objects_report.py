@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from vitp.boxes.objects import SIZES
 from vitp.datasets.splits import Split
 
 _EXAMPLES = 3  # of a finding, told with file:line
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-SIZES = (("small", 32.0), ("medium", 96.0), ("large", float("inf")))  # COCO's: the side of a square of an object's area
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class ObjectReport:
 
 def size_name(area: float) -> str:
     """Small, medium or large, by an object's area in square pixels."""
-    return next(name for name, side in SIZES if area < side * side)
+    return next(name for name, _, high in SIZES if area < high)
 
 
 def first_of(names: Iterable[object], count: int = _EXAMPLES) -> str:

@@ -6,8 +6,9 @@ whole, and is marked with difficulty 2 where the window cuts it; what reaches be
 is filled with ImageNet's mean colour; a patch is called ``id__tile__x___y``. Several rates cut windows of tile / rate pixels,
 which the recipe's resize brings to one size.
 
-That tool also drops windows of which the image fills 0.6 or less, unless none is fuller. As the last window is flush, all
-windows of an image are filled alike, so the rule never drops one; it has no code here, and a test that says so.
+Windows of which the image fills 0.6 or less are dropped, as that tool does, unless none of any rate is fuller: then the
+fullest stay. As the last window is flush, windows of one rate are filled alike; so of an image smaller than the windows of a
+low rate, those of the other rates remain.
 
 Shape legend: N objects; 4 corners; x to the right, y down, in pixels.
 """
@@ -27,6 +28,7 @@ from vitp.datasets.object_geometry import clip_ring, quad_areas, signed_area, un
 from vitp.datasets.objects_dota import dota_lines
 from vitp.datasets.prepare import Piece, Preparation, require_folders, save_lines, save_png
 from vitp.datasets.prepare_tiles import Cut, Tile
+from vitp.datasets.transforms import FILL
 from vitp.errors import DataError
 from vitp.images.read import ImageConfig
 from vitp.inference.sources import Source, opened, scene_size
@@ -35,10 +37,11 @@ from vitp.synthesis.objects import DOTA_FOLDERS
 
 DOTA_CUT = Cut(1024, 200)  # released configuration's patches
 MIN_SHARE = 0.7  # of an object's area that a window must hold (mmrotate: iof_thr)
+MIN_FILLED = 0.6  # of a window, which the image must fill to more (mmrotate: img_rate_thr)
 CUT_DIFFICULTY = 2  # of an object that its window cuts (mmrotate)
-FILL = (124, 116, 104)  # ImageNet's mean in red, green, blue; mmrotate's 104, 116, 124 are blue, green, red
 _PARTS = ("train", "val")
 _CUT = 1 - 1e-9
+_ROUNDING = 1e-9  # of a share
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,21 @@ def shares_in(outlines: NDArray[np.float64], areas: NDArray[np.float64], tile: T
     return shares
 
 
+def windows(size: tuple[int, int], cuts: Sequence[Cut]) -> list[tuple[Cut, Tile]]:
+    """The windows of all rates of an image of (width, height) that it fills enough."""
+    found = [(cut, tile) for cut in cuts for tile in cut.tiles(size)]
+    shares = [
+        min(size[0] - tile.column, cut.tile) * min(size[1] - tile.row, cut.tile) / cut.tile**2 for cut, tile in found
+    ]
+    least = min(MIN_FILLED, max(shares) - _ROUNDING)
+    return [window for window, share in zip(found, shares, strict=True) if share > least]
+
+
 def _held(objects: Labels, size: tuple[int, int], cuts: Sequence[Cut]) -> NDArray[np.bool_]:
     """Which objects are in at least one patch [N]."""
     held = np.zeros(len(objects.names), dtype=np.bool_)
-    for cut in cuts:
-        for tile in cut.tiles(size):
-            held |= objects.kept(tile, cut.tile)[0]
+    for cut, tile in windows(size, cuts):
+        held |= objects.kept(tile, cut.tile)[0]
     return held
 
 
@@ -188,11 +200,10 @@ def _images(folder: Path) -> list[Path]:
 def _patches(image: Path, objects: Labels, folder: Path, size: tuple[int, int], cuts: Sequence[Cut]) -> Piece:
     """An image's patches and their labels; pixels are read from top to bottom, a row of windows at a time."""
     places: dict[Path, tuple[Cut, Tile]] = {}
-    for cut in cuts:
-        for tile in cut.tiles(size):
-            name = f"{image.stem}__{cut.tile}__{tile.column}___{tile.row}"
-            places[folder / "images" / f"{name}.png"] = cut, tile
-            places[folder / "labelTxt" / f"{name}.txt"] = cut, tile
+    for cut, tile in windows(size, cuts):
+        name = f"{image.stem}__{cut.tile}__{tile.column}___{tile.row}"
+        places[folder / "images" / f"{name}.png"] = cut, tile
+        places[folder / "labelTxt" / f"{name}.txt"] = cut, tile
 
     def make(files: Sequence[Path]) -> None:
         pictures = [file for file in files if file.suffix == ".png"]
@@ -236,6 +247,6 @@ def _patch(strip: NDArray[np.uint8], column: int, side: int) -> NDArray[np.uint8
     if part.shape[:2] == (side, side):
         return part
     full = np.empty((side, side, 3), dtype=np.uint8)
-    full[:] = FILL
+    full[:] = FILL  # mmrotate's 104, 116, 124 are the same in blue, green, red
     full[: part.shape[0], : part.shape[1]] = part
     return full

@@ -16,6 +16,7 @@ Corner = tuple[int, int]  # x, y
 Ring = list[Corner]
 _FIRST = 48  # character code of zero
 _MORE, _SIGN, _BITS = 32, 16, 5  # of a character: another one follows; the number is negative; payload bits
+_MOST = 2**30  # pixels of a mask that is decoded, a byte each (ours; DOTA's largest image has 0.8 of it)
 _LONGEST = 7  # characters of a run below 2 ** 31, with its sign
 
 
@@ -32,18 +33,21 @@ def decode(size: object, counts: object, expected: tuple[int, int] | None) -> Ma
         expected: (H, W) of the image, where it is known.
 
     Raises:
-        RunLengthError: another size than the image, or runs that do not fill it; nothing is allocated before that is known.
+        RunLengthError: another size than the image, one too large, runs that do not fill it; nothing is allocated before.
     """
     if not isinstance(size, list) or len(size) != 2 or not all(type(v) is int and v > 0 for v in size):
         raise RunLengthError(f"have the size {size!r:.40}, not [height, width]")
     height, width = size
+    if height * width > _MOST:
+        raise RunLengthError(f"have the size {size!r:.40}, which is more than {_MOST:,} pixels")
     if expected is not None and (height, width) != expected:
         raise RunLengthError(f"are of {height} x {width} pixels, where the image has {expected[0]} x {expected[1]}")
     runs = unpack(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         raise RunLengthError("are neither a list of whole numbers nor text")
-    if sum(runs) != height * width:
-        raise RunLengthError(f"cover {sum(runs)} pixels, where the mask has {height * width}")
+    if (covered := sum(runs)) != height * width:
+        number = covered if covered <= _MOST else f"more than {_MOST:,}"
+        raise RunLengthError(f"cover {number} pixels, where the mask has {height * width}")
     ones = np.zeros(len(runs), dtype=np.bool_)
     ones[1::2] = True
     columns: Mask = np.repeat(ones, runs).reshape(width, height)

@@ -20,8 +20,8 @@ Positive = Annotated[float, Field(gt=0)]
 class AnchorConfig(Config):
     """Which anchors; the centre of a cell's anchors is its top-left corner, as in the released code and in torchvision."""
 
-    scales: tuple[Positive, ...] = Field(default=(8.0,), min_length=1)  # reference 7.1: sides of 32 to 512 pixels
-    ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # height over width; reference 7.1
+    scales: tuple[Positive, ...] = Field(default=(8.0,), min_length=1)  # released configs: sides of 32 to 512 pixels
+    ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)  # height over width; released configs
     offset: float = Field(default=0.0, ge=0, le=1)  # of the centres in a cell; released: 0, though 0.5 is its middle
 
     @property

@@ -16,8 +16,8 @@ from vitp.boxes.objects import Detections
 from vitp.config import Config
 from vitp.heads.box_loss import Beta
 from vitp.heads.pool import PoolConfig
-from vitp.heads.proposals import RoIAssigner, RoISampler, Sampled
-from vitp.heads.roi import KeepConfig, RoICoder, RoIConfig, RoIHead, image_of
+from vitp.heads.proposals import RoIAssigner, RoISampler, Sampled, image_of
+from vitp.heads.roi import KeepConfig, RoICoder, RoIConfig, RoIHead
 from vitp.heads.truth import Key, Size, Truth, within
 
 
@@ -29,7 +29,7 @@ class StageConfig(Config):
     weight: float = Field(default=1.0, ge=0)  # of its losses
 
 
-_STAGES = (  # reference 7.2
+_STAGES = (  # released Cascade R-CNN config
     StageConfig(iou=0.5, stds=(0.1, 0.1, 0.2, 0.2), weight=1.0),
     StageConfig(iou=0.6, stds=(0.05, 0.05, 0.1, 0.1), weight=0.5),
     StageConfig(iou=0.7, stds=(0.033, 0.033, 0.067, 0.067), weight=0.25),
@@ -43,8 +43,8 @@ class CascadeConfig(Config):
     pool: PoolConfig = PoolConfig()
     sampler: RoISampler = RoISampler()
     ignore_overlap: float | None = Field(default=None, gt=0, le=1)  # see `RoIConfig`
-    width: int = Field(default=1024, ge=1)  # reference 7.2
-    beta: Beta = 1.0  # reference 7.2
+    width: int = Field(default=1024, ge=1)  # released Cascade R-CNN config
+    beta: Beta = 1.0  # released Cascade R-CNN config
     keep: KeepConfig = KeepConfig()
 
     def stage(self, number: int) -> RoIConfig:

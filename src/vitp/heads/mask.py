@@ -18,22 +18,22 @@ from vitp.boxes.objects import Detections
 from vitp.config import Config
 from vitp.heads.outlines import filled
 from vitp.heads.pool import PoolConfig, pool
-from vitp.heads.proposals import Sampled
+from vitp.heads.proposals import Sampled, image_of
 from vitp.heads.truth import Truth
 
 
 class MaskPool(PoolConfig):
     """RoIAlign of the mask head."""
 
-    size: int = Field(default=14, ge=1)  # reference 7.3
+    size: int = Field(default=14, ge=1)  # released Mask R-CNN config
 
 
 class MaskConfig(Config):
     """Settings of the mask head."""
 
     pool: MaskPool = MaskPool()
-    convolutions: int = Field(default=4, ge=0)  # reference 7.3
-    channels: int = Field(default=256, ge=1)  # reference 7.3
+    convolutions: int = Field(default=4, ge=0)  # released Mask R-CNN config
+    channels: int = Field(default=256, ge=1)  # released Mask R-CNN config
 
 
 class MaskHead(nn.Module):
@@ -64,15 +64,21 @@ class MaskHead(nn.Module):
         return logits[torch.arange(len(labels), device=labels.device), labels].float()
 
     def losses(self, maps: Sequence[Tensor], sampled: Sampled, truth: Sequence[Truth]) -> Tensor:
-        """Sum over the images of the mean binary cross-entropy over the cells of their positive proposals."""
+        """Sum over the images of the mean binary cross-entropy over the cells of their positive proposals.
+
+        Those of objects that have a box alone are left out, and not counted: nobody knows their masks.
+        """
         rows = sampled.positive.nonzero().squeeze(1)
-        boxes, image, labels = sampled.boxes[rows], sampled.image[rows], sampled.labels[rows]
-        logits = self(maps, boxes, image, labels)
-        rings = []
-        for own, taker in zip(image.tolist(), sampled.taker.tolist(), strict=True):
+        rings, known = [], []
+        for number, (own, taker) in enumerate(zip(sampled.image[rows].tolist(), sampled.taker.tolist(), strict=True)):
             outlines = truth[own].outlines
             assert outlines is not None, "masks are learned from outlines"
-            rings.append(outlines[taker])
+            if outlines[taker]:
+                rings.append(outlines[taker])
+                known.append(number)
+        rows = rows[torch.tensor(known, dtype=torch.int64, device=rows.device)]
+        boxes, image, labels = sampled.boxes[rows], sampled.image[rows], sampled.labels[rows]
+        logits = self(maps, boxes, image, labels)
         target = filled(rings, boxes, logits.shape[-1])
         apart = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
         counts = torch.bincount(image, minlength=len(truth)).clamp_min(1)
@@ -81,9 +87,8 @@ class MaskHead(nn.Module):
     @torch.no_grad()
     def add(self, maps: Sequence[Tensor], found: Sequence[Detections]) -> list[Detections]:
         """Detections with their masks."""
-        counts = torch.tensor([len(d) for d in found], device=maps[0].device)
-        image = torch.arange(len(found), device=counts.device).repeat_interleave(counts)
+        image = image_of([d.boxes for d in found])
         boxes, labels = torch.cat([d.boxes for d in found]), torch.cat([d.labels for d in found])
         masks = self(maps, boxes, image, labels).sigmoid()
-        parts = torch.split(masks, counts.tolist())
+        parts = torch.split(masks, [len(d) for d in found])
         return [replace(d, masks=part) for d, part in zip(found, parts, strict=True)]

@@ -63,8 +63,8 @@ def with_coarser(maps: list[Tensor], levels: int) -> list[Tensor]:
 
 
 class _Neck(Config):
-    channels: int = Field(default=256, ge=1)  # of every level; reference 7.1
-    levels: int = Field(default=5, ge=4, le=7)  # strides 4 to 64; reference 7.1
+    channels: int = Field(default=256, ge=1)  # of every level; released configs
+    levels: int = Field(default=5, ge=4, le=7)  # strides 4 to 64; released configs
 
 
 class SimpleFPNConfig(_Neck):

@@ -16,9 +16,11 @@ from vitp.config import Config
 class PoolConfig(Config):
     """RoIAlign."""
 
-    size: int = Field(default=7, ge=1)  # cells a side; reference 7.1, 7.2
-    sampling: int = Field(default=0, ge=0)  # points a side of a cell; 0: as many as cover it; reference 7.2 (7.1: 2)
-    finest: Annotated[float, Field(gt=0)] = 56.0  # boxes of twice this size leave the finest level; reference 7.1
+    size: int = Field(default=7, ge=1)  # cells a side; released configs
+    sampling: int = Field(
+        default=0, ge=0
+    )  # points a side of a cell; 0: as many as cover it; released Cascade R-CNN config (oriented: 2)
+    finest: Annotated[float, Field(gt=0)] = 56.0  # boxes of twice this size leave the finest level; released configs
 
 
 def pool(maps: Sequence[Tensor], boxes: Tensor, image: Tensor, strides: Sequence[int], config: PoolConfig) -> Tensor:

@@ -20,17 +20,17 @@ from vitp.heads.truth import Key, Truth, upright
 class RoIAssigner(MaxIoUAssigner):
     """From which overlap on a proposal counts as an object."""
 
-    positive: float = Field(default=0.5, gt=0, le=1)  # reference 7.1, 7.2 (first stage)
-    negative: float = Field(default=0.5, ge=0, le=1)  # reference 7.1
-    min_positive: float = Field(default=0.5, ge=0, le=1)  # reference 7.1
-    low_quality: bool = False  # reference 7.1
+    positive: float = Field(default=0.5, gt=0, le=1)  # released configs (of the cascade: first stage)
+    negative: float = Field(default=0.5, ge=0, le=1)  # released configs
+    min_positive: float = Field(default=0.5, ge=0, le=1)  # released configs
+    low_quality: bool = False  # released configs
 
 
 class RoISampler(RandomSampler):
     """How many proposals of an image are learned from."""
 
-    count: int = Field(default=512, ge=1)  # reference 7.1
-    positive_share: float = Field(default=0.25, ge=0, le=1)  # reference 7.1
+    count: int = Field(default=512, ge=1)  # released configs
+    positive_share: float = Field(default=0.25, ge=0, le=1)  # released configs
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Sampled:
     taker: Tensor  # int64 [P]: the object, among its image's
     target: Tensor  # float32 [P, 4 or 5]: its box
     positive: Tensor  # bool [R]
+
+
+def image_of(boxes: Sequence[Tensor]) -> Tensor:
+    """Which image each of all images' boxes lies on [R], from the boxes of each."""
+    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
+    return torch.arange(len(boxes), device=counts.device).repeat_interleave(counts)
 
 
 @torch.no_grad()
@@ -90,11 +96,9 @@ def sample_proposals(
         weight.append(every.new_full((len(chosen),), 1 / max(1, len(chosen))))
         given.append(chosen >= len(own))
         positives.append(torch.arange(len(chosen), device=chosen.device) < len(positive))
-    counts = torch.tensor([len(b) for b in boxes], device=boxes[0].device)
-    image = torch.arange(len(boxes), device=counts.device).repeat_interleave(counts)
     return Sampled(
         torch.cat(boxes),
-        image,
+        image_of(boxes),
         torch.cat(labels),
         torch.cat(weight),
         torch.cat(given),

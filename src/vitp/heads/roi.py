@@ -23,24 +23,25 @@ from vitp.boxes.objects import Detections
 from vitp.config import Config
 from vitp.heads.box_loss import Beta, offset_loss
 from vitp.heads.pool import PoolConfig, pool
-from vitp.heads.proposals import RoIAssigner, RoISampler, Sampled, sample_proposals
+from vitp.heads.proposals import RoIAssigner, RoISampler, Sampled, image_of, sample_proposals
 from vitp.heads.truth import Key, Size, Truth
 
+LOOKED_AT = 4  # levels of a second stage, strides 4 to 32; released configs
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RoICoder(DeltaCoder):
     """How the second stage writes a box."""
 
-    stds: Four = (0.1, 0.1, 0.2, 0.2)  # reference 7.2, first stage; mmdetection's Mask R-CNN
+    stds: Four = (0.1, 0.1, 0.2, 0.2)  # released Cascade R-CNN config, first stage; released Mask R-CNN config
 
 
 class KeepConfig(Config):
     """Which of the scored boxes are given out."""
 
-    score: Share = 0.05  # least; reference 7.2
-    nms: Share = 0.5  # of the same class; reference 7.2
-    limit: int = Field(default=100, ge=1)  # an image; reference 7.2
+    score: Share = 0.05  # least; released Cascade R-CNN config
+    nms: Share = 0.5  # of the same class; released Cascade R-CNN config
+    limit: int = Field(default=100, ge=1)  # an image; released Cascade R-CNN config
 
 
 class RoIConfig(Config):
@@ -53,9 +54,9 @@ class RoIConfig(Config):
         default=None, gt=0, le=1
     )  # share in a difficult object or crowd from which a proposal is no background; released: off
     coder: RoICoder | RotatedDeltaCoder = RoICoder()
-    width: int = Field(default=1024, ge=1)  # of both layers; reference 7.1
-    class_agnostic: bool = True  # one box a proposal, not one a class; reference 7.1, 7.2 (7.3: one a class)
-    beta: Beta = 1.0  # of smooth L1; reference 7.1, 7.2
+    width: int = Field(default=1024, ge=1)  # of both layers; released configs
+    class_agnostic: bool = True  # one box a proposal, not one a class; released configs (Mask R-CNN: one a class)
+    beta: Beta = 1.0  # of smooth L1; released configs
     keep: KeepConfig = KeepConfig()
 
     @property
@@ -165,12 +166,6 @@ class RoIHead(nn.Module):
             boxes = self.config.coder.decode(own[rows], offset[rows, column], size)
             found.append(kept(boxes, score[rows, labels], labels, self.config.keep))
         return found
-
-
-def image_of(proposals: Sequence[Tensor]) -> Tensor:
-    """Which image each of all images' proposals lies on [R]."""
-    counts = torch.tensor([len(p) for p in proposals], device=proposals[0].device)
-    return torch.arange(len(proposals), device=counts.device).repeat_interleave(counts)
 
 
 def kept(boxes: Tensor, scores: Tensor, labels: Tensor, config: KeepConfig) -> Detections:

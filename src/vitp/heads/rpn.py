@@ -34,26 +34,27 @@ class RPNConfig(Config):
     """Settings of the region proposal network."""
 
     anchors: AnchorConfig = AnchorConfig()
-    coder: DeltaCoder | MidpointOffsetCoder = DeltaCoder()  # reference 7.2
-    channels: int = Field(default=256, ge=1)  # reference 7.1
+    coder: DeltaCoder | MidpointOffsetCoder = DeltaCoder()  # released Cascade R-CNN config
+    channels: int = Field(default=256, ge=1)  # released configs
     assigner: MaxIoUAssigner = MaxIoUAssigner()
     sampler: RandomSampler = RandomSampler()
-    border: float = 0.0  # pixels by which learned anchors may leave the image; below 0: any anchor; reference 7.1
+    border: float = 0.0  # pixels by which learned anchors may leave the image; below 0: any anchor; released configs
     ignore_overlap: float | None = Field(
         default=None, gt=0, le=1
     )  # share in a difficult object or crowd from which an anchor is no background; released: off
-    beta: Beta = 1 / 9  # of smooth L1; reference 7.1
-    nms: float = Field(default=0.7, ge=0, le=1)  # reference 7.2
-    per_level: int = Field(default=2000, ge=1)  # before NMS; reference 7.1
-    train_proposals: int = Field(default=2000, ge=1)  # an image, after NMS; reference 7.2
-    test_proposals: int = Field(default=1000, ge=1)  # reference 7.2
+    beta: Beta = 1 / 9  # of smooth L1; released configs
+    nms: float = Field(default=0.7, ge=0, le=1)  # released Cascade R-CNN config
+    per_level: int = Field(default=2000, ge=1)  # before NMS, in training; released configs
+    test_per_level: int = Field(default=1000, ge=1)  # likewise, in testing; released Cascade R-CNN config
+    train_proposals: int = Field(default=2000, ge=1)  # an image, after NMS; released Cascade R-CNN config
+    test_proposals: int = Field(default=1000, ge=1)  # released Cascade R-CNN config
 
 
 class RPN(nn.Module):
     """Maps of all levels to proposals, and its own losses."""
 
     def __init__(self, config: RPNConfig, channels: int, strides: Sequence[int]) -> None:
-        """Weights come from torch's global generator, Normal(0, 0.01) (reference 7.1).
+        """Weights come from torch's global generator, Normal(0, 0.01) (released configs).
 
         Args:
             config: settings.
@@ -93,10 +94,11 @@ class RPN(nn.Module):
         The best anchors of each level are read out, suppressed level by level, and the best of all levels are kept.
         """
         config, found = self.config, []
+        most = config.per_level if self.training else config.test_per_level
         for m, anchors in zip(maps, self.anchors(maps), strict=True):
             hidden = functional.relu(self.conv(m), inplace=True)
             logits = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
-            scores, best = logits.topk(min(config.per_level, logits.shape[1]), dim=1)  # [B, k]
+            scores, best = logits.topk(min(most, logits.shape[1]), dim=1)  # [B, k]
             cells, anchor = best // config.anchors.per_cell, best % config.anchors.per_cell
             table = self.offsets(hidden).view(len(m), -1, self.numbers, m.shape[2] * m.shape[3])  # [B, A, D, cells]
             image = torch.arange(len(m), device=m.device)[:, None]

@@ -1,4 +1,4 @@
-"""What a detector learns from an image: boxes of one form, their classes, and what must not count as background."""
+"""What a detector learns from an image: boxes of one form, their classes, and what need not count as background."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST = 1e-3  # pixels: a box with a shorter side has no logarithm worth learni
 
 @dataclass(frozen=True)
 class Truth:
-    """Of one image, G objects to find and I regions that are neither object nor background."""
+    """Of one image, G objects to find and I regions that are none (background, unless `ignore_overlap` is set)."""
 
     boxes: Tensor  # float32 [G, 4] (x1, y1, x2, y2), or [G, 5] rotated, le90
     labels: Tensor  # int64 [G]

@@ -29,7 +29,6 @@ Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 HIT, FALSE, IGNORED = 1, 0, -1  # what a detection counts as
-SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))  # COCO's, pixels
 
 
 class Best(NamedTuple):

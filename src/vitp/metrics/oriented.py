@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitp.boxes.objects import Detections, Objects
-from vitp.metrics.matching import HIT, IGNORED, SIZES, Flags, Floats, Integers, Matches, Matching
+from vitp.boxes.objects import SIZES, Detections, Objects
+from vitp.metrics.matching import HIT, IGNORED, Flags, Floats, Integers, Matches, Matching
 
 THRESHOLDS = tuple(k / 20 for k in range(10, 20))  # 0.50, 0.55, ... 0.95, as COCO's
 

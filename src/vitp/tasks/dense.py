@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from vitp.backbone.dense import DenseBackbone
 from vitp.backbone.vit import METADATA, read_metadata
+from vitp.config import Config
 from vitp.errors import CheckpointError
 from vitp.files import write_atomic
 from vitp.train.checkpoint import model_tensors
 from vitp.train.draws import Purpose, generator
 from vitp.train.keyed_drop import KeyedDrop
 from vitp.train.optim import ParameterGroup
+
+C = TypeVar("C", bound=Config)
 
 
 def backbone_groups(backbone: DenseBackbone, *, lr: float, new_lr: float, layer_decay: float) -> list[ParameterGroup]:
@@ -88,8 +93,49 @@ def save_described(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def read_described(path: Path | str, key: str, missing: str) -> tuple[dict[str, Any], Path]:
-    """What `save_described` wrote beside the weights, and the file that holds both.
+@dataclass(frozen=True)
+class Described:
+    """What `save_described` wrote beside the weights."""
+
+    about: dict[str, Any]
+    file: Path  # that holds both
+
+    def part(self, key: str, kind: type[C]) -> C:
+        """A configuration.
+
+        Raises:
+            CheckpointError: it is missing, or none that this version knows.
+        """
+        try:
+            return kind.model_validate(self.about[key])
+        except KeyError as error:
+            raise self._damaged(f"lacks '{key}'") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise self._damaged(
+                f"cannot be read ({'.'.join(map(str, (key, *first['loc'])))}: {first['msg']})"
+            ) from error
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes.
+
+        Raises:
+            CheckpointError: they are missing.
+        """
+        found = self.about.get("classes")
+        if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+            raise self._damaged("names no classes")
+        return found
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file}: its description {what}; copy the file again, or open it with the version of vitp that wrote it"
+        )
+
+
+def read_described(path: Path | str, key: str, missing: str) -> Described:
+    """What `save_described` wrote beside the weights.
 
     Args:
         path: a run's folder, or the model.safetensors in it.
@@ -104,6 +150,6 @@ def read_described(path: Path | str, key: str, missing: str) -> tuple[dict[str, 
     if not file.is_file():
         raise CheckpointError(f"{file}: does not exist; `vitp finetune` writes it when its last step is done")
     about = read_metadata(file)
-    if key not in about:
+    if not isinstance(about, dict) or key not in about:
         raise CheckpointError(f"{file}: {missing}")
-    return about, file
+    return Described(about, file)

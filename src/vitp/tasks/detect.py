@@ -255,11 +255,14 @@ def load_detector(path: Path | str) -> tuple[Detector, Shown]:
     Raises:
         CheckpointError: missing, damaged, or no detector.
     """
-    about, file = read_described(
+    found = read_described(
         path, "detector", "holds no detector; give the folder of a `vitp finetune` run with task: detect"
     )
-    config = BackboneConfig.model_validate(about["detector"])
-    parts = DetectorParts.model_validate(about["parts"])
-    model = build_detector(random_backbone(config, seed=0), about["classes"], 0, parts)
-    load_model(model, load_tensors(file), file)
-    return model.eval(), Shown.model_validate(about["shown"])
+    config, parts, shown = (
+        found.part("detector", BackboneConfig),
+        found.part("parts", DetectorParts),
+        found.part("shown", Shown),
+    )
+    model = build_detector(random_backbone(config, seed=0), found.classes, 0, parts)
+    load_model(model, load_tensors(found.file), found.file)
+    return model.eval(), shown

@@ -262,9 +262,9 @@ def load_change(path: Path | str) -> tuple[ChangeDetector, InferenceConfig]:
 
 
 def _load(path: Path | str) -> tuple[Segmenter, InferenceConfig, Path]:
-    about, file = read_described(path, "segmenter", "holds no segmenter; give the folder of a `vitp finetune` run")
-    config = BackboneConfig.model_validate(about["segmenter"])
-    parts = SegmenterParts.model_validate(about.get("parts", {}))
-    model = build_segmenter(random_backbone(config, seed=0), about["classes"], 0, parts)
-    load_model(model, load_tensors(file), file)
-    return model.eval(), InferenceConfig.model_validate(about["inference"]), file
+    found = read_described(path, "segmenter", "holds no segmenter; give the folder of a `vitp finetune` run")
+    config, inference = found.part("segmenter", BackboneConfig), found.part("inference", InferenceConfig)
+    parts = found.part("parts", SegmenterParts) if "parts" in found.about else SegmenterParts()
+    model = build_segmenter(random_backbone(config, seed=0), found.classes, 0, parts)
+    load_model(model, load_tensors(found.file), found.file)
+    return model.eval(), inference, found.file
