@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vitp.backbone.vit import load_backbone
-from vitp.demo.run import DemoConfig, for_minutes, interval, run_demo
+from vitp.demo.recipes import DemoConfig, for_minutes
+from vitp.demo.run import interval, run_demo
 from vitp.demo.scenes import THEMES
 from vitp.errors import OutputError
 
@@ -25,6 +26,9 @@ SMALL = DemoConfig(
     batch_size=6,
     warm_steps=2,
     finetune_steps=2,
+    pairs=8,
+    test_pairs=8,
+    change_steps=2,
 )
 
 
@@ -43,6 +47,9 @@ def test_numbers_hold_what_json_promises(out: Path) -> None:
         "miou_vitp",
         "probe_random",
         "probe_vitp",
+        "change_f1_scratch",
+        "change_f1_vitp",
+        "change_f1_gain_ci95",
         "seconds",
         "samples_per_s",
     ):
@@ -59,12 +66,14 @@ def test_report_is_one_file_with_everything_in_it(out: Path) -> None:
     for title in (
         "The comparison",
         "Few-shot segmentation",
+        "Change detection",
+        "What changed, pair by pair",
         "What the model answers",
         "Pretraining loss",
         "Throughput",
     ):
         assert title in text
-    assert text.count("data:image/png") >= 6 * 5
+    assert text.count("data:image/png") >= 6 * 5 + 3 * 6
     assert "vitp export" in text
 
 

@@ -26,7 +26,7 @@ from vitp.datasets.transforms import FILL, ColourConfig, distort_colours, overla
 from vitp.errors import ConfigError
 from vitp.train.draws import Purpose, generator
 
-MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; reference 6.1's configs do the same
+MULTIPLE = 32  # to which sides are padded: the coarsest map of the backbone; the released detection configs do the same
 _QUARTERS = 4
 _TURNS = (1, 2, 3, 2)  # quarters; mmrotate draws from 90, 180, -90 and -180 degrees, so half of the turns are half ones
 _INSET = 0.15  # of a square's side: points farther from its border stay in it however it is rotated

@@ -13,9 +13,11 @@ from torch import Tensor
 from vitp.commands.pretrain import load_run
 from vitp.datasets.dense import open_dataset
 from vitp.datasets.masks import MaskFolder
+from vitp.datasets.pairs import PairFolder
 from vitp.demo.classes import CLASSES, PALETTE
 from vitp.demo.phrases import LAYOUT
-from vitp.demo.run import ARMS, TITLES, Outcome, finetune_config
+from vitp.demo.recipes import change_config, finetune_config
+from vitp.demo.run import ARMS, CHANGE_ARMS, TITLES, Outcome
 from vitp.images.decode import read_rgb
 from vitp.instruction.source import Source
 from vitp.report.html import (
@@ -35,12 +37,14 @@ from vitp.report.html import (
     overlay,
     write_report,
 )
-from vitp.tasks.segment import load_segmenter, predict_masks
+from vitp.tasks.segment import load_change, load_segmenter, predict_masks
 from vitp.train.trackers import read_log
 from vitp.vlm.generate import Question, answer
 
 _PICTURES = 6
 _QUESTIONS = 8
+_CHANGED = 0.02  # share of a pair's pixels from which its changes are worth a picture
+_FOUND, _MISSED, _FALSE = (0, 158, 115), (213, 94, 0), (86, 180, 233)  # Okabe and Ito's: for all eyes
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -109,6 +113,64 @@ def _masks(outcome: Outcome) -> ImageGrid:
         rows,
         column_titles=["scene", "truth", *(TITLES[arm] for arm in ARMS)],
         caption=f"Fine-tuned on {outcome.config.labelled_scenes} labelled scenes. Classes: {legend}.",
+    )
+
+
+def _changes(outcome: Outcome, numbers: dict[str, Any]) -> list[Section]:
+    """F1 of the changes from both starts, and pairs with what the first seed of each finds in them."""
+    config = outcome.config
+    seeds = numbers["change_f1_seeds"]
+    rows: list[list[str | float | int]] = [
+        [TITLES[arm], *(f"{value:.1f}" for value in seeds[arm]), f"{statistics.fmean(seeds[arm]):.1f}"]
+        for arm in CHANGE_ARMS
+    ]
+    table = Table(
+        "Change detection",
+        ["backbone", *(f"seed {seed}" for seed in config.finetune_seeds), "mean F1 of the changes, %"],
+        rows,
+        caption=(
+            f"Two dates of one place; what was built or removed between them is to be found, not other light, seasons, cars "
+            f"or crops. Learned from {config.pairs} pairs in {config.change_steps} steps, tested on {config.test_pairs}. Gain "
+            f"{numbers['change_f1_gain']:+.1f} points, 95 % interval ± {numbers['change_f1_gain_ci95']:.1f} over three seeds."
+        ),
+        highlight_row=1,
+    )
+    return [table, _pairs(outcome)]
+
+
+def _pairs(outcome: Outcome) -> ImageGrid:
+    """Test pairs with changes: both dates, truth, prediction, and errors from either start."""
+    recipe = change_config(
+        outcome.config, outcome.out / "scenes" / "pairs", outcome.exported["vitp"].weights, outcome.out / "x", 0
+    )
+    data = open_dataset(recipe.data)
+    assert isinstance(data, PairFolder)
+    changed = [i for i in data.test if float((data.read(i)[2] == 1).float().mean()) > _CHANGED]
+    chosen = (changed or data.test)[:: max(1, len(changed) // _PICTURES)][:_PICTURES]
+    models = {arm: load_change(outcome.changes[arm][0].model) for arm in CHANGE_ARMS}
+    rows = []
+    for index in chosen:
+        before, after, mask = data.read(index)
+        truth, second = mask.numpy() == 1, _pixels(after)
+        grey = np.repeat(second.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+        row = [Picture(_pixels(before), alt="first date"), Picture(second, alt="second date")]
+        row.append(Picture(overlay(grey, np.where(truth, 0, -1), [_FOUND], 0.75), alt="true changes"))
+        found = {
+            arm: next(predict_masks(model, [torch.cat([before, after])], window)).numpy() == 1
+            for arm, (model, window) in models.items()
+        }
+        row.append(
+            Picture(overlay(grey, np.where(found["vitp"], 0, -1), [_FOUND], 0.75), alt="changes found from ViTP")
+        )
+        for arm in CHANGE_ARMS:
+            kinds = np.where(truth, np.where(found[arm], 0, 1), np.where(found[arm], 2, -1))
+            row.append(Picture(overlay(grey, kinds, [_FOUND, _MISSED, _FALSE], 0.75), alt=f"errors from {TITLES[arm]}"))
+        rows.append(row)
+    return ImageGrid(
+        "What changed, pair by pair",
+        rows,
+        ["before", "after", "truth", f"found, {TITLES['vitp']}", *(f"errors, {TITLES[arm]}" for arm in CHANGE_ARMS)],
+        caption="Test pairs with changes, first seed. Errors: found changes are green, missed ones orange, false alarms blue.",
     )
 
 
@@ -193,7 +255,7 @@ def _throughput(outcome: Outcome, numbers: dict[str, Any]) -> list[Section]:
 def write_demo_report(outcome: Outcome, numbers: dict[str, Any]) -> Path:
     """Write ``report.html`` into the demo's folder; returns its path."""
     with torch.no_grad():
-        dialogue, masks = _dialogue(outcome), _masks(outcome)
+        dialogue, masks, changes = _dialogue(outcome), _masks(outcome), _changes(outcome, numbers)
     gain = f"{numbers['miou_gain']:+.1f} ± {numbers['miou_gain_ci95']:.1f}"
     opened = outcome.exported["vitp"]
     sections: list[Section] = [
@@ -201,6 +263,10 @@ def write_demo_report(outcome: Outcome, numbers: dict[str, Any]) -> Path:
             [
                 ("mIoU gained over random weights, points", gain),
                 ("linear probe, random → ViTP", f"{numbers['probe_random']:.0f} → {numbers['probe_vitp']:.0f} %"),
+                (
+                    "F1 of changes, random → ViTP",
+                    f"{numbers['change_f1_scratch']:.0f} → {numbers['change_f1_vitp']:.0f} %",
+                ),
                 ("pretraining", f"{numbers['samples_per_s']:.0f} samples/s"),
                 ("the whole demo", f"{numbers['seconds'] / 60:.1f} min"),
             ]
@@ -215,12 +281,14 @@ def write_demo_report(outcome: Outcome, numbers: dict[str, Any]) -> Path:
                 "visual instruction pretraining. With Visual Robustness Learning (VRL) three quarters of the visual "
                 "tokens of every sample are dropped before the language model.",
                 "Then the transformer was taken out, opened with timm, and put to work on scenes it had never seen: "
-                "frozen, with a linear classifier, and fine-tuned for segmentation on a few labelled scenes. "
+                "frozen, with a linear classifier, fine-tuned for segmentation on a few labelled scenes, and fine-tuned to "
+                "tell what changed between two dates. "
                 "The same transformer with random weights is the yardstick.",
             ],
         ),
         _comparison(outcome, numbers),
         masks,
+        *changes,
         dialogue,
         *_curves(outcome),
         *_throughput(outcome, numbers),

@@ -1,4 +1,4 @@
-"""`vitp demo`: scenes -> check -> pretrain -> export -> probe and few-shot segmentation -> one HTML report.
+"""`vitp demo`: scenes -> check -> pretrain -> export -> probe, few-shot segmentation, change detection -> one HTML report.
 
 Three backbones are compared: random weights, pretrained without VRL, pretrained with VRL. The two pretrained ones see
 the same samples in the same order for the same number of steps; every fine-tuning run of a seed sees the same few
@@ -15,69 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from vitp.backbone.vit import random_backbone, save_backbone
 from vitp.commands.export import ExportResult, backbone_config, export
-from vitp.commands.finetune import FinetuneConfig, FinetuneResult, finetune
+from vitp.commands.finetune import FinetuneResult, finetune
 from vitp.commands.pretrain import PretrainResult, pretrain
-from vitp.commands.pretrain_recipe import DataConfig, PretrainConfig, WarmStartConfig
-from vitp.commands.probe import ProbeConfig, ProbeResult, probe
-from vitp.config import Config, save
-from vitp.datasets.folder import LabelledConfig
-from vitp.datasets.masks import MaskFolderConfig
-from vitp.datasets.transforms import AugmentConfig as CropConfig
+from vitp.commands.probe import ProbeResult, probe
+from vitp.config import save
 from vitp.demo.questions import Task
-from vitp.demo.scenes import CLASSES, THEMES, SceneConfig, write_dataset
+from vitp.demo.recipes import (
+    DemoConfig,
+    change_config,
+    finetune_config,
+    for_minutes,
+    pretrain_config,
+    probe_config,
+)
+from vitp.demo.scenes import SceneConfig, write_dataset, write_pairs
 from vitp.files import write_json
-from vitp.instruction.source import AugmentConfig, SourceConfig
-from vitp.instruction.tiling import TilingConfig
 from vitp.progress import Console
 from vitp.train.loop import check_output, open_output
-from vitp.vlm.build import ModelConfig, TowerConfig
-from vitp.vlm.tiny import LanguageModelConfig
-from vitp.vlm.token_drop import TokenDropConfig
 
 T_95_TWO_DEGREES = 4.303  # Student's t, two-sided 95 %, three seeds
 ARMS = ("scratch", "vitp_no_vrl", "vitp")
+CHANGE_ARMS = ("scratch", "vitp")  # the third would take the demo beyond its time
 TITLES = {"scratch": "random weights", "vitp_no_vrl": "ViTP without VRL", "vitp": "ViTP with VRL"}
-
-
-class DemoConfig(Config):
-    """Sizes of the demo; `for_minutes` scales the pretraining to the time there is."""
-
-    seed: int = Field(default=0, ge=0)
-    size: int = 96
-    gsd_m: float = 0.8  # metres a pixel, one sensor's: cars of 6 pixels, views of 77 metres
-    mapped_scenes: int = 2900  # pretraining scenes with one question each, for a coarse map of the view
-    asked_scenes: int = 100  # pretraining scenes with varied questions: captions, counts, boxes, ...
-    turns: int = 1  # questions about each of the latter; every answer weighs the same in the loss
-    probe_scenes: int = 560  # labelled with their theme, half to train the probe on
-    test_scenes: int = 120
-    labelled_scenes: int = 64  # few-shot segmentation
-    steps: int = 400
-    batch_size: int = 32
-    warm_steps: int = 40
-    finetune_steps: int = 120
-    finetune_batch: int = 8
-    finetune_seeds: tuple[int, ...] = (0, 1, 2)
-
-
-def for_minutes(minutes: float, seed: int) -> DemoConfig:
-    """The demo's sizes for about `minutes` on two CPU cores; five is the default and what the figures are for."""
-    base = DemoConfig(seed=seed)
-    share = max(0.02, (minutes - 1.5) / 3.5) if minutes < 5 else minutes / 5
-    return base.model_copy(
-        update={
-            "steps": max(8, round(base.steps * share)),
-            "warm_steps": max(4, round(base.warm_steps * min(1.0, share))),
-            "mapped_scenes": max(48, round(base.mapped_scenes * min(1.0, share * 1.5))),
-            "asked_scenes": max(16, round(base.asked_scenes * min(1.0, share * 1.5))),
-            "finetune_steps": max(6, round(base.finetune_steps * min(1.0, share * 1.5))),
-            "test_scenes": max(24, round(base.test_scenes * min(1.0, share * 2))),
-            "probe_scenes": max(8 * len(THEMES), round(base.probe_scenes * min(1.0, share * 2))),
-        }
-    )
 
 
 @dataclass(frozen=True)
@@ -98,104 +59,13 @@ class Outcome:
     exported: dict[str, ExportResult]
     probes: dict[str, ProbeResult]
     tuned: dict[str, list[FinetuneResult]]
+    changes: dict[str, list[FinetuneResult]]  # of CHANGE_ARMS
     seconds: float
     stages: dict[str, float]
 
 
-def tower(config: DemoConfig) -> TowerConfig:
-    """The demo's ViT: a bit over a million parameters, patches of 12 pixels."""
-    return TowerConfig(
-        architecture="vit_tiny_patch16_224",
-        image_size=config.size,
-        patch_size=12,
-        width=128,
-        depth=6,
-        heads=4,
-        drop_path=0.05,
-    )
-
-
-def pretrain_config(config: DemoConfig, data: Path, out: Path, *, vrl: bool) -> PretrainConfig:
-    """The recipe of one pretraining arm."""
-    sources = [
-        SourceConfig(
-            name=name,
-            root=data / name,
-            annotations=Path("instructions.jsonl"),
-            modality="optical",
-            licence="none: generated by vitp",
-            augment=AugmentConfig(),
-        )
-        for name in ("mapped", "asked")
-    ]
-    return PretrainConfig(
-        name="demo_vitp" if vrl else "demo_vitp_no_vrl",
-        out=out,
-        steps=config.steps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        warmup=0.1,
-        weight_decay=0.05,
-        lr_tower=7e-4,
-        lr_projector=7e-4,
-        lr_language_model=7e-4,
-        loss_weighting="answer",
-        log_every=10,
-        checkpoint_every=200,
-        keep_last=1,
-        warm_start=WarmStartConfig(steps=config.warm_steps, batch_size=48),
-        vrl=TokenDropConfig(preset="paper" if vrl else "none"),
-        data=DataConfig(sources=sources, tiling=TilingConfig(max_tiles=1), max_length=768),
-        model=ModelConfig(
-            tower=tower(config),
-            pixel_shuffle=1,
-            language_model=LanguageModelConfig(width=128, depth=2, heads=2, kv_heads=1, mlp_width=384, vocabulary=1024),
-        ),
-    )
-
-
-def finetune_config(config: DemoConfig, labelled: Path, backbone: Path, out: Path, seed: int) -> FinetuneConfig:
-    """The recipe of one few-shot segmentation run; the seed also chooses the labelled scenes."""
-    return FinetuneConfig(
-        name=out.name,
-        out=out,
-        backbone=backbone,
-        steps=config.finetune_steps,
-        seed=seed,
-        warmup=0.1,
-        batch_size=config.finetune_batch,
-        backbone_lr=5e-4,
-        head_lr=2e-3,
-        layer_decay=0.9,
-        log_every=10,
-        checkpoint_every=10_000,
-        keep_last=1,
-        augment=CropConfig(crop=config.size, scale=(0.8, 1.25), rot90=True, photometric=0.5),
-        data=MaskFolderConfig(
-            root=labelled,
-            images="*/images/*.png",
-            masks="{above}/masks/{stem}.png",
-            classes=list(CLASSES),
-            test_images="test/images/*.png",
-            train=config.labelled_scenes,
-            split_seed=seed,
-        ),
-    )
-
-
-def probe_config(config: DemoConfig, labelled: Path, backbone: Path) -> ProbeConfig:
-    """Theme classification on frozen features; a quarter of the pool is labelled, half of it is for testing."""
-    return ProbeConfig(
-        name="themes",
-        backbone=backbone,
-        data=LabelledConfig(format="csv", root=labelled / "pool", labels=labelled / "pool" / "labels.csv"),
-        label_seeds=(0, 1, 2),
-        labels_per_class=max(1, config.probe_scenes // (4 * len(THEMES))),
-    )
-
-
 def write_scenes(config: DemoConfig, folder: Path, console: Console) -> None:
-    """Pretraining scenes, a labelled pool and test scenes: ranges of indices that never meet."""
+    """Pretraining scenes, a labelled pool, test scenes, and pairs of dates: ranges of indices that never meet."""
     scene = SceneConfig(size=config.size, gsd_m=config.gsd_m)
     parts: tuple[tuple[str, int, int, int, tuple[Task, ...]], ...] = (
         ("pretrain/mapped", config.mapped_scenes, 0, 1, ("layout",)),
@@ -216,6 +86,10 @@ def write_scenes(config: DemoConfig, folder: Path, console: Console) -> None:
                 progress=bar,
                 always=always,
             )
+    dates = scene.model_copy(update={"change_probability": config.pair_change})
+    for name, count, first in (("pairs/train", config.pairs, 3_000_000), ("pairs/test", config.test_pairs, 4_000_000)):
+        with console.bar(f"scenes ({name})", "pairs") as bar:
+            write_pairs(folder / name, count, config.seed, dates, first_index=first, workers=2, progress=bar)
 
 
 def interval(values: Sequence[float]) -> float:
@@ -225,7 +99,7 @@ def interval(values: Sequence[float]) -> float:
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """The demo's numbers: mIoU in percent points, accuracies in percent."""
+    """The demo's numbers: mIoU and F1 in percent points, accuracies in percent."""
     miou = {arm: [100 * r.scores.miou for r in outcome.tuned[arm]] for arm in ARMS}
     gains = [a - b for a, b in zip(miou["vitp"], miou["scratch"], strict=True)]
     rates = {arm: r.train.counts["samples"] / r.train.seconds for arm, r in outcome.pretrained.items()}
@@ -233,6 +107,12 @@ def summary(outcome: Outcome) -> dict[str, Any]:
     numbers["miou_gain"] = round(statistics.fmean(gains), 2)
     numbers["miou_gain_ci95"] = round(interval(gains), 2)
     numbers["miou_seeds"] = {arm: [round(v, 2) for v in values] for arm, values in miou.items()}
+    found = {arm: [100 * (r.changed or 0.0) for r in outcome.changes[arm]] for arm in CHANGE_ARMS}
+    more = [a - b for a, b in zip(found["vitp"], found["scratch"], strict=True)]
+    numbers |= {f"change_f1_{arm}": round(statistics.fmean(values), 2) for arm, values in found.items()}
+    numbers["change_f1_gain"] = round(statistics.fmean(more), 2)
+    numbers["change_f1_gain_ci95"] = round(interval(more), 2)
+    numbers["change_f1_seeds"] = {arm: [round(v, 2) for v in values] for arm, values in found.items()}
     numbers["probe_random"] = round(100 * statistics.fmean(outcome.probes["scratch"].linear), 2)
     numbers["probe_vitp_no_vrl"] = round(100 * statistics.fmean(outcome.probes["vitp_no_vrl"].linear), 2)
     numbers["probe_vitp"] = round(100 * statistics.fmean(outcome.probes["vitp"].linear), 2)
@@ -301,6 +181,20 @@ def _segmenters(
     return tuned
 
 
+def _change_detectors(
+    config: DemoConfig, out: Path, files: dict[str, Path], console: Console, stage: _Stages
+) -> dict[str, list[FinetuneResult]]:
+    found: dict[str, list[FinetuneResult]] = {arm: [] for arm in CHANGE_ARMS}
+    for seed in config.finetune_seeds:
+        for arm in CHANGE_ARMS:
+            recipe = change_config(config, out / "scenes" / "pairs", files[arm], out / f"change_{arm}_{seed}", seed)
+            with console.training(f"change ({TITLES[arm]}, seed {seed})") as bar, stage("change detection"):
+                found[arm].append(finetune(recipe, progress=bar))
+            score = 100 * (found[arm][-1].changed or 0.0)
+            console.say(f"change detection, {TITLES[arm]}, seed {seed}: F1 of the changes {score:.1f} %")
+    return found
+
+
 def run_demo(
     out: Path,
     *,
@@ -336,8 +230,9 @@ def run_demo(
     pretrained, exported, files = _backbones(config, out, console, stage)
     probes = _probes(config, out / "scenes" / "labelled", files, console, stage)
     tuned = _segmenters(config, out, files, console, stage)
+    changes = _change_detectors(config, out, files, console, stage)
     seconds = time.perf_counter() - begun
-    outcome = Outcome(config, out, pretrained, exported, probes, tuned, seconds, stage.seconds)
+    outcome = Outcome(config, out, pretrained, exported, probes, tuned, changes, seconds, stage.seconds)
     numbers = summary(outcome)
     report = write_demo_report(outcome, numbers)
     numbers["seconds"] = round(time.perf_counter() - begun, 1)  # the report's own pictures and answers included
