@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from tests.tinyvlm import MODULES, SIZE, laid_out_sample
+from tests.tinyvlm import MODULES, SIZE, VOCABULARY, laid_out_sample
 from tests.vlm.test_sparse_tail import model_with, result
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitp.instruction.pack import join
 from vitp.vlm import products
+from vitp.vlm.acceleration import use_float8
+from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.products import tile_linear
+from vitp.vlm.tiny import LanguageModelConfig, build_language_model
 
 needs_both = pytest.mark.skipif(
     not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
@@ -105,3 +109,35 @@ def test_a_step_with_many_tiles_is_the_step_of_matrix_products(
     assert ours.keys() == plain.keys()
     for name, tensor in plain.items():
         assert float((ours[name] - tensor).abs().max()) <= 1e-4 * max(1e-3, float(tensor.abs().max())), name
+
+
+def test_8_bit_layers_keep_the_layer_scale() -> None:
+    """Folded scales come apart before layers are converted; without them the features would be others altogether."""
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    vit = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=SIZE,
+        patch_size=4,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        num_classes=0,
+        init_values=1.0,
+    )
+    for name, parameter in vit.named_parameters():
+        nn.init.normal_(parameter, std=0.02 if "gamma" in name else 0.2)
+    language = LanguageModelConfig(width=32, depth=1, heads=2, kv_heads=1, mlp_width=48)
+    channels = (0.5, 0.5, 0.5)
+    model = VisionLanguageModel(
+        vit, build_language_model(language, VOCABULARY, 0), image_size=SIZE, factor=2, mean=channels, std=channels
+    )
+    tiles = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        exact = model.encode(tiles)
+        assert use_float8(model, emulate=True) >= 8
+        assert {type(m).__name__ for m in vit.blocks[0].modules() if isinstance(m, nn.Linear)} == {"Float8Linear"}
+        assert float((model.encode(tiles) - exact).norm() / exact.norm()) < 0.02
+        for block in vit.blocks:
+            block.ls1.gamma.fill_(1.0)
+        assert float((model.encode(tiles) - exact).norm() / exact.norm()) > 0.2  # the scales are looked at
