@@ -58,7 +58,6 @@ def recipe(entry: DetectSet, args: argparse.Namespace, out: Path) -> DetectConfi
         "batch_size=1",
         f"checkpoint_every={args.steps}",
         "workers=0",
-        "backbone_lr=1e-3",  # random weights
         "layer_decay=1.0",
         f"backbone_config={_VIT.model_dump_json()}",
         *entry.overrides,
