@@ -22,7 +22,7 @@ class DetectSet:
     domain = "detect"
 
 
-_SMALL = "rpn: {channels: 64, anchors: {scales: [4]}, per_level: 500, train_proposals: 300, test_proposals: 300}"
+_SMALL = "rpn: {channels: 64, anchors: {scales: [2, 4]}, per_level: 500, train_proposals: 300, test_proposals: 300}"
 _ROI = "roi: {width: 256, sampler: {count: 64}}"
 _UPRIGHT = ("boxes=upright", "data.quads=null")
 DETECT_SETS = (

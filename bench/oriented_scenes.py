@@ -106,6 +106,8 @@ def detector(args: argparse.Namespace, arm: str, file: Path, seed: int) -> Detec
         f"warmup={max(1, args.steps // 10)}",
         f"checkpoint_every={args.steps}",
         f"augment.size=[{args.side}]",
+        "backbone_lr=5e-4",  # as the demo's segmentation
+        "head_lr=2e-3",
         "detector.rpn.anchors.scales=[2,4]",  # from 8 pixels on
         "workers=0",
     ])  # fmt: skip
@@ -139,14 +141,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/oriented_scenes"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", default=["random", "vitp"], choices=ARMS)
-    parser.add_argument("--pretrain-scenes", type=int, default=6000)
+    parser.add_argument("--pretrain-scenes", type=int, default=4000)
     parser.add_argument("--pretrain-steps", type=int, default=1000)
     parser.add_argument("--gsd", type=float, default=0.4, help="metres a pixel, of all scenes")
     parser.add_argument("--side", type=int, default=192, help="pixels of the labelled scenes")
     parser.add_argument("--pool", type=int, default=400, help="labelled scenes, of which a seed draws --labelled")
     parser.add_argument("--labelled", type=int, default=200)
-    parser.add_argument("--test", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=400, help="of fine-tuning, four scenes each")
+    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=600, help="of fine-tuning, four scenes each")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always done)")
     args = parser.parse_args()
     console = Console()
