@@ -211,3 +211,15 @@ def test_other_recipes_and_a_users_own_are_shown_too(tmp_path: Path) -> None:
 def test_listing_needs_no_torch() -> None:
     code = "import sys; from vitp.commands.recipes import listing; listing(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("finetune/bcd", "finetune/bccd"), ("tiny_rsic", "tiny_rsicd")])
+def test_misspelt_shipped_recipes_get_a_suggestion(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        load_recipe(PretrainConfig, typed)
+
+
+def test_a_missing_file_beside_others_is_no_shipped_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: x\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"did you mean mine\.yaml"):
+        load_recipe(PretrainConfig, tmp_path / "mime.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,4 +67,20 @@ def load_recipe(cls: type[C], recipe: C | Path | str, overrides: Sequence[str] =
             raise ConfigError(f"{overrides[0]}: overrides are for recipe files; change a built {cls.__name__} itself")
         return recipe
     assert isinstance(recipe, Path | str), f"a {type(recipe).__name__} is no {cls.__name__}"
+    if similar := _similar(str(recipe)):
+        raise ConfigError(
+            f"{recipe} is neither a file nor a recipe that ships with vitp; did you mean {' or '.join(similar)}? "
+            "(`vitp recipes` lists them)"
+        )
     return load(cls, recipe, overrides, find=find_recipe)
+
+
+def _similar(name: str) -> list[str]:
+    """Shipped recipes spelled much like `name`, where it is none itself, nor the path of anything."""
+    beside_others = "/" in name and Path(name).parent.is_dir()  # `load` knows what else lies there
+    if beside_others or Path(name).exists() or find_recipe(name) is not None:
+        return []
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    shipped = {f"{path.parent.name}/{path.stem}" for path in list_recipes()}
+    names = shipped if "/" in wanted else {one.partition("/")[2] for one in shipped}
+    return difflib.get_close_matches(wanted, sorted(names), n=2, cutoff=0.75)
