@@ -34,6 +34,8 @@ class TrainingProgress:
         ):
             if key in logs:
                 parts.append(f"{label} {logs[key]:{form}}")
+        if found := next((key for key in logs if key.startswith("validation/")), None):  # the score that was asked for
+            parts.append(f"{found.replace('/', ' ')} {logs[found]:.3f}")
         self._show(step, steps, "  ".join(parts))
 
 
@@ -57,7 +59,7 @@ def lines(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, i
     return show
 
 
-def _with_rate(show: Callable[[int, int, str], None], unit: str) -> Callable[[int, int], None]:
+def with_rate(show: Callable[[int, int, str], None], unit: str) -> Callable[[int, int], None]:
     """`show` with the units a second since the first call as its note."""
     begun: tuple[float, int] | None = None
 
@@ -122,7 +124,7 @@ class Console:
                     if current != [title]:
                         stack.close()  # two live displays would overwrite each other
                         current[:] = [title]
-                        shown[title] = _with_rate(stack.enter_context(self._shown(title, unit)), unit)
+                        shown[title] = with_rate(stack.enter_context(self._shown(title, unit)), unit)
                     shown[title](done, total)
 
                 return show

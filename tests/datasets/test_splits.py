@@ -95,3 +95,33 @@ def test_validation_apart_from_test_is_taken_out_of_training(tmp_path: Path) -> 
     config = SplitConfig(test_list=tmp_path / "test.txt", val_list=tmp_path / "val.txt")
     parts = split_items(_items([1, 2, 2, 3]), config, ROOT)
     assert (parts.train, parts.val, parts.test) == ([3], [1, 2], [0])
+
+
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.floats(0.05, 0.9), st.integers(0, 5))
+@settings(max_examples=100)
+def test_validation_images_are_drawn_from_the_training_images_in_whole_groups(
+    groups: list[int], share: float, seed: int
+) -> None:
+    assume(len(set(groups)) > 2)
+    items = _items(groups)
+    before = split_items(items, SplitConfig(test_fraction=0.2, split_seed=seed), ROOT)
+    assume(len({groups[i] for i in before.train}) > 1)
+    parts = split_items(items, SplitConfig(test_fraction=0.2, split_seed=seed, val_fraction=share), ROOT)
+    assert parts.test == before.test
+    assert sorted(parts.train + parts.val) == before.train
+    assert parts.val
+    assert not {groups[i] for i in parts.train} & {groups[i] for i in parts.val}
+    largest = max(groups.count(group) for group in groups)
+    assert len(parts.val) < max(1, round(share * len(before.train))) + largest
+
+
+def test_validation_images_are_drawn_or_named_not_both(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="val_fraction and val_list both say"):
+        SplitConfig(val_fraction=0.1, val_list=tmp_path / "val.txt")
+    items = _items([0, 1, 2, 3])
+    with pytest.raises(DataError, match="has 1 validation images already"):
+        split_items(items, SplitConfig(val_fraction=0.5), ROOT, known={"train": {0, 1}, "val": {2}, "test": {3}})
+    with pytest.raises(DataError, match="are of one group"):
+        split_items(_items([0, 1, 1]), SplitConfig(val_fraction=0.5, test_fraction=0.2, split_seed=1), ROOT)
+    parts = split_items(items, SplitConfig(val_fraction=0.4), ROOT, known={"train": {0, 1, 2}, "test": {3}})
+    assert (len(parts.train), len(parts.val), parts.test) == (2, 1, [3])

@@ -24,9 +24,10 @@ from vitp.instruction.pack import join
 from vitp.tasks.answering import Evaluator, evaluate_source, prompt_of, without_chance
 from vitp.tasks.questions import choose_questions
 from vitp.train.checkpoint import list_checkpoints, load_tensors
+from vitp.train.evaluating import evaluating
 from vitp.train.trackers import read_evaluations, read_log
 from vitp.vlm.attention import use_packed_attention
-from vitp.vlm.generate import _decode, evaluating
+from vitp.vlm.generate import _decode
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.token_drop import TokenDropConfig
 

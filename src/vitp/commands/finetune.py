@@ -25,12 +25,14 @@ from vitp.commands.finetune_recipe import (
     start_backbone,
 )
 from vitp.commands.scoring_masks import score_and_show, table_lines
+from vitp.commands.validating import Validated, Validation, validation_images
+from vitp.commands.validating_tasks import MaskScorer
 from vitp.datasets.dense import DenseData, open_dataset
 from vitp.datasets.pairs import PairFolder
 from vitp.datasets.report import MaskReport
 from vitp.files import write_json
 from vitp.heads.siamese import Fusion
-from vitp.metrics.segmentation import SegmentationScores
+from vitp.metrics.segmentation import SegmentationMetric, SegmentationScores
 from vitp.recipes import find_recipe, load_recipe
 from vitp.tasks.change import ChangeData, ChangeTask
 from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter
@@ -56,6 +58,7 @@ class FinetuneResult:
     scores: SegmentationScores  # on the test images
     masks: MaskReport
     change: bool = False  # whether the task was change detection
+    validated: Validated[SegmentationMetric] | None = None
 
     @property
     def changed(self) -> float | None:
@@ -80,6 +83,7 @@ class FinetuneResult:
             "seconds": self.train.seconds,
             **self.scores.as_dict(),
             **({} if self.changed is None else {"f1_changed": self.changed}),
+            **({} if self.validated is None else {"validation": self.validated.as_dict()}),
         }
 
 
@@ -193,21 +197,28 @@ def finetune(
     out = config.folder
     check_output(out, resume=resume, overwrite=overwrite)
     data = open_dataset(config.data)
+    held = validation_images(config.validation, data, config.data.root)
     report = data.check()
     _say_data(data, report, config.augment.crop, say)
     backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
     task = build_task(config, data, backbone, say)
-    seen = config.micro_batch or config.batch_size
-    if seen < config.batch_size and any(isinstance(m, nn.BatchNorm2d) for m in task.model.modules()):
-        say(
-            f"norm: batch norm sees {seen} images at a time, not the batch of {config.batch_size}; norm: group in the head does "
-            "not depend on that"
-        )
-    begin(config, task, resume=resume, overwrite=overwrite, say=say)
+    _say_norm(config, task, say)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
+    validation = _validation(config, task, data, held, say, bf16=bf16)
+    begin(config, task, resume=resume, overwrite=overwrite, say=say)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=images_fingerprint(config, data))
+    trained = train(
+        task,
+        config,
+        out,
+        resume=resume,
+        progress=progress,
+        fingerprint=images_fingerprint(config, data),
+        after_step=validation,
+        averaged=None if validation is None else validation.averaged,
+    )
+    validated = None if validation is None else validation.settle()
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     told = counted(say, "scores", "test images")
@@ -218,10 +229,35 @@ def finetune(
         say(f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means")
     file = out / "model.safetensors"
     save_segmenter(file, task.segmenter, config.inference)
-    result = FinetuneResult(out, file, trained, scores, report, change=config.task == "change")
-    scored.write(out / REPORT, f"{config.name}, test images", config.data.background)
+    result = FinetuneResult(out, file, trained, scores, report, config.task == "change", validated)
+    curve = [] if validated is None else validated.sections()
+    scored.write(out / REPORT, f"{config.name}, test images", config.data.background, curve)
     write_json(out / METRICS, result.numbers)
     return result
+
+
+def _say_norm(config: FinetuneConfig, task: SegmentTask, say: Callable[[str], None]) -> None:
+    seen = config.micro_batch or config.batch_size
+    if seen < config.batch_size and any(isinstance(m, nn.BatchNorm2d) for m in task.model.modules()):
+        say(
+            f"norm: batch norm sees {seen} images at a time, not the batch of {config.batch_size}; norm: group in the head does "
+            "not depend on that"
+        )
+
+
+def _validation(
+    config: FinetuneConfig,
+    task: SegmentTask,
+    data: DenseData,
+    images: Sequence[int],
+    say: Callable[[str], None],
+    *,
+    bf16: bool,
+) -> Validation[SegmentationMetric] | None:
+    if config.validation is None:
+        return None
+    scorer = MaskScorer(task.segmenter, data, config.inference, config.validation, bf16=bf16)
+    return Validation(task.model, scorer, images, config.validation, out=config.folder, steps=config.steps, say=say)
 
 
 def build_task(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,15 @@ from vitp.commands.finetune_recipe import (
     start_backbone,
 )
 from vitp.commands.scoring_objects import choose_threshold, score_and_show
+from vitp.commands.validating import Validated, Validation, validation_images
+from vitp.commands.validating_tasks import ObjectScorer
 from vitp.datasets.detection import DetectionData, DetectionDataConfig, open_detection
 from vitp.datasets.object_transforms import ObjectAugmentConfig
 from vitp.errors import ConfigError
 from vitp.files import write_json
 from vitp.heads.detector_config import CascadeRCNNConfig, DetectorConfig
 from vitp.heads.necks import NeckConfig, SimpleFPNConfig
-from vitp.metrics.detection import DetectionScores
+from vitp.metrics.detection import DetectionMetric, DetectionScores
 from vitp.tasks.detect import (
     BoxForm,
     DetectorParts,
@@ -71,6 +73,8 @@ class DetectConfig(DownstreamConfig):
             raise ValueError(
                 f"detector.kind: {self.detector.kind} does not find {self.boxes} boxes; say boxes: {other}, or take {kinds}"
             )
+        if self.validation is not None:
+            self.validation.check(self.task)
         return self
 
 
@@ -84,6 +88,7 @@ class DetectResult:
     scores: DetectionScores  # on the test images
     threshold: float | None  # score from which finds are shown; None: no validation images chose one
     table: tuple[str, ...]  # of classes, for people
+    validated: Validated[DetectionMetric] | None = None
 
     @property
     def report(self) -> Path:
@@ -103,6 +108,7 @@ class DetectResult:
             "seconds": self.train.seconds,
             "threshold": self.threshold,
             **self.scores.as_dict(),
+            **({} if self.validated is None else {"validation": self.validated.as_dict()}),
         }
 
 
@@ -119,31 +125,71 @@ def finetune_detect(
     check_output(out, resume=resume, overwrite=overwrite)
     data = open_detection(config.data)
     check_labels(config, data)
+    held = validation_images(config.validation, data, config.data.root)
     config.augment.check_classes(data.classes)
     report = data.check()
     for line in report.lines():
         say(f"data: {line}")
     backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
     task = build_detect_task(config, data, backbone, say)
-    begin(config, task, resume=resume, overwrite=overwrite, say=say)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
+    validation = _validation(config, task, data, held, say, bf16=bf16)
+    begin(config, task, resume=resume, overwrite=overwrite, say=say)
     fingerprint = images_fingerprint(config, data)
     patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
     choose_attention(backbone.vit, patches, device, bf16=bf16)
-    trained = train(task, config, out, resume=resume, progress=progress, fingerprint=fingerprint)
+    trained = train(
+        task,
+        config,
+        out,
+        resume=resume,
+        progress=progress,
+        fingerprint=fingerprint,
+        after_step=validation,
+        averaged=None if validation is None else validation.averaged,
+    )
+    validated = None if validation is None else validation.settle()
     merge_features(task.detector)
     shown = Shown(augment=config.augment, inference=config.inference)
+    known = None if validated is None else known_finds(config, validated, data)
     told = counted(say, "threshold", "validation images")
-    shown, origin = choose_threshold(task.detector, data, shown, bf16=bf16, progress=told, say=say)
+    shown, origin = choose_threshold(task.detector, data, shown, bf16=bf16, progress=told, say=say, known=known)
     file = out / "model.safetensors"
     save_detector(file, task.detector, shown)
     told = counted(say, "scores", "test images")
     scored = score_and_show(task.detector, data, data.test, shown, origin, bf16=bf16, pictures=PICTURES, progress=told)
-    scored.write(out / REPORT, f"{config.name}, test images")
-    result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, tuple(scored.class_lines()))
+    scored.write(out / REPORT, f"{config.name}, test images", [] if validated is None else validated.sections())
+    table = tuple(scored.class_lines())
+    result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, table, validated)
     write_json(out / METRICS, result.numbers)
     return result
+
+
+def _validation(
+    config: DetectConfig,
+    task: DetectTask,
+    data: DetectionData,
+    images: Sequence[int],
+    say: Callable[[str], None],
+    *,
+    bf16: bool,
+) -> Validation[DetectionMetric] | None:
+    if config.validation is None:
+        return None
+    shown = Shown(augment=config.augment, inference=config.inference)
+    scorer = ObjectScorer(task.detector, data, shown, config.validation, bf16=bf16)
+    return Validation(task.model, scorer, images, config.validation, out=config.folder, steps=config.steps, say=say)
+
+
+def known_finds(
+    config: DetectConfig, validated: Validated[DetectionMetric], data: DetectionData
+) -> DetectionMetric | None:
+    """What the kept weights find in all validation images, where the validation looked at them as the test images are."""
+    assert config.validation is not None
+    once = config.validation.views or config.inference.views == 1
+    merged = config.features.train == "lora"  # counted before the updates were merged, which rounds
+    return validated.counted if once and not merged and validated.images == len(data.val) else None
 
 
 def check_labels(config: DetectConfig, data: DetectionData) -> None:

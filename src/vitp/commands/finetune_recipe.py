@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from vitp.backbone.features import FeaturesConfig, PlainFeatures
 from vitp.backbone.vit import BackboneConfig, ViTBackbone, load_backbone, random_backbone
+from vitp.commands.validating import ValidationConfig
 from vitp.config import save
 from vitp.datasets.dense import DenseDataConfig
 from vitp.datasets.layout import Item
@@ -46,6 +47,7 @@ class DownstreamConfig(LoopConfig):
     head_lr: float = Field(default=2e-5, gt=0)  # released configs: one rate for all, before the decay over layers
     layer_decay: float = Field(default=0.9, gt=0, le=1)  # released configs
     freeze_backbone: bool = False  # the ViT stays as it is; features and head learn
+    validation: ValidationConfig | None = None  # scores of the validation images while training; released: none
 
     @model_validator(mode="after")
     def _one_backbone(self) -> DownstreamConfig:
@@ -89,6 +91,8 @@ class FinetuneConfig(DownstreamConfig):
             )
         if self.fusion is not None and not pairs:
             raise ValueError("fusion is given, but only task: change has two dates to fuse")
+        if self.validation is not None:
+            self.validation.check(self.task)
         return self
 
 
@@ -154,7 +158,8 @@ def images_fingerprint(config: DownstreamConfig, data: Pictures) -> dict[str, An
         config: the recipe.
         data: its data set.
     """
-    flat = recipe_fingerprint(config, free=_FREE)
+    scored = config.validation is not None and config.validation.keep == "best"  # the scores choose the weights
+    flat = recipe_fingerprint(config, free=frozenset() if scored else _FREE)
     flat.pop("data.root")
     names = "\n".join(item.image.relative_to(data.config.root).as_posix() for item in data.items)
     flat["data.images"] = hashlib.sha256(names.encode()).hexdigest()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vitp.datasets.dense import DenseData
 from vitp.inference.colours import class_colours
 from vitp.inference.engine import read_ahead
 from vitp.metrics.segmentation import SegmentationMetric, SegmentationScores
 from vitp.report.gallery import Gallery
+from vitp.report.html import Section
 from vitp.report.segmentation import Shown, lines, shrink, write_segmentation_report
 from vitp.tasks.segment import InferenceConfig, Segmenter, predict_masks
 
@@ -33,8 +35,8 @@ class ScoredMasks:
         """For people."""
         return table_lines(self.scores, change=self.change)
 
-    def write(self, path: Path, title: str, background: int | None) -> None:
-        """The HTML report.
+    def write(self, path: Path, title: str, background: int | None, more: Sequence[Section] = ()) -> None:
+        """The HTML report; `more` stands before its tables.
 
         Raises:
             OutputError: it cannot be written.
@@ -48,12 +50,35 @@ class ScoredMasks:
         facts += [("F1 of changes", _percent(scores.f1[-1]))] if self.change else []
         facts += [("pixel accuracy", _percent(scores.accuracy))]
         colours = class_colours(scores.classes, background, None)
-        write_segmentation_report(path, title, facts, self.metric, self.shown, colours)
+        write_segmentation_report(path, title, facts, self.metric, self.shown, colours, more)
 
 
 def table_lines(scores: SegmentationScores, *, change: bool) -> list[str]:
     """The table of classes for a terminal, and of change detection its own number."""
     return [*lines(scores), *([f"F1 of changes {_percent(scores.f1[-1])}"] if change else [])]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """An image of a data set: its dates uint8 [3, H, W], its label and what is predicted, class ids uint8 [H, W]."""
+
+    index: int
+    dates: tuple[Tensor, ...]
+    label: Tensor
+    predicted: Tensor
+
+
+def predictions(
+    model: Segmenter, data: DenseData, indices: Sequence[int], inference: InferenceConfig
+) -> Iterator[Predicted]:
+    """Predict images, each read while the one before is predicted; the model is put into eval mode.
+
+    Raises:
+        DataError: a file cannot be used.
+    """
+    for index, (*dates, label) in read_ahead(data.read, indices):
+        (predicted,) = predict_masks(model, [torch.cat(dates)], inference)
+        yield Predicted(index, tuple(dates), label, predicted)
 
 
 def score_and_show(
@@ -72,10 +97,9 @@ def score_and_show(
     """
     metric = SegmentationMetric(data.classes, background=data.config.background)
     gallery = Gallery[Shown](len(indices), pictures)
-    for done, (index, (*dates, label)) in enumerate(read_ahead(data.read, indices), 1):
-        (predicted,) = predict_masks(model, [torch.cat(dates)], inference)
-        metric.update(predicted, label)
-        one = shrink(_name(data, index), dates, label, predicted)
+    for done, seen in enumerate(predictions(model, data, indices, inference), 1):
+        metric.update(seen.predicted, seen.label)
+        one = shrink(_name(data, seen.index), seen.dates, seen.label, seen.predicted)
         gallery.add(one.wrong, partial(_same, one))
         progress(done, len(indices))
     shown = (*gallery.even, *gallery.worst)

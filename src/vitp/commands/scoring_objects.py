@@ -24,7 +24,7 @@ from vitp.metrics.detection_report import (
     text_table,
 )
 from vitp.report.gallery import Gallery
-from vitp.report.html import Table, write_report
+from vitp.report.html import Section, Table, write_report
 from vitp.report.objects import ShownObjects, draw_objects, judge, object_pictures
 from vitp.tasks.detect import UNCHOSEN, Detector, Looked, ObjectInference, Shown, score_objects
 
@@ -52,13 +52,14 @@ class ScoredObjects:
         tables = [class_table(self.scores), *self._masks(), size_table(self.scores), *error_tables(self.errors)]
         return [*_texts(tables), "", *self._main()]
 
-    def write(self, path: Path, title: str) -> None:
-        """The HTML report.
+    def write(self, path: Path, title: str, more: Sequence[Section] = ()) -> None:
+        """The HTML report; `more` stands before its tables.
 
         Raises:
             OutputError: it cannot be written.
         """
-        sections = detection_sections(self.metric, self.scores, self.thresholds)
+        facts, *tables = detection_sections(self.metric, self.scores, self.thresholds)
+        sections = [facts, *more, *tables]
         if self.shown:
             assert self.thresholds.overall is not None
             sections.append(object_pictures(self.shown, self.thresholds.overall.score))
@@ -141,8 +142,12 @@ def choose_threshold(
     bf16: bool,
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
+    known: DetectionMetric | None = None,
 ) -> tuple[Shown, Origin]:
-    """With the score whose F1 is highest on the validation images; as it was where nothing is found on them, or none are."""
+    """With the score whose F1 is highest on the validation images; as it was where nothing is found on them, or none are.
+
+    `known` is what has been counted of all of them with these weights, where somebody has.
+    """
     if shown.inference.threshold is not None:
         return shown, "set in the recipe"
     if not data.val:
@@ -158,7 +163,9 @@ def choose_threshold(
         done += 1
         progress(done, len(data.val))
 
-    metric = score_objects(model, data, data.val, shown, bf16=bf16, masks=False, watch=count)
+    metric = known
+    if metric is None:
+        metric = score_objects(model, data, data.val, shown, bf16=bf16, masks=False, watch=count)
     best = best_threshold(model.classes, metric.matches()).overall
     if best is None:
         say(f"threshold: nothing is found on the validation images; {UNCHOSEN:g} for showing finds")

@@ -31,6 +31,8 @@ class SplitConfig(Config):
     val_list: Path | None = None
     test_list: Path | None = None
     test_fraction: float = Field(default=0.2, gt=0, lt=1)  # without test images or list: a seeded share (customary)
+    # ours: a seeded share of the training images put aside for validation, whole groups; None: none
+    val_fraction: float | None = Field(default=None, gt=0, lt=1)
     train: int | None = Field(default=None, ge=1)  # few-shot: so many training images; a smaller set lies in a larger
     # data efficiency (paper, Table 15): a share of the training images, whole groups, a smaller one inside a larger one
     fraction: float = Field(default=1.0, gt=0, le=1)
@@ -46,6 +48,9 @@ class SplitConfig(Config):
     def _one_way(self) -> SplitConfig:
         if self.train is not None and self.fraction < 1:
             raise ValueError("train and fraction both say how much is trained on; keep one")
+        if self.val_fraction is not None and (self.val_images is not None or self.val_list is not None):
+            named = "val_images" if self.val_list is None else "val_list"
+            raise ValueError(f"val_fraction and {named} both say what the validation images are; keep one")
         for part in ("train", "val", "test"):
             if getattr(self, f"{part}_images") is not None and getattr(self, f"{part}_list") is not None:
                 raise ValueError(f"{part}_images and {part}_list both say what the {part} images are; keep one")
@@ -125,11 +130,14 @@ def split_items(
     known = known or {}
     held = known.get("test") or _named(items, config, root, "test")
     if held is None:
-        held = _draw_groups([items[i].group for i in order], config.test_fraction, items)
+        held = _draw_groups(order, config.test_fraction, items)
     val = known.get("val") or (_named(items, config, root, "val") if not known else None) or set()
     wanted = known.get("train") or _named(items, config, root, "train")
     if wanted is None:
         wanted = set(order) - held - val
+    if config.val_fraction is not None:
+        val = _put_aside([i for i in order if i in wanted], config.val_fraction, items, val, root)
+        wanted = wanted - val
     for other, said in ((held, "test"), (val, "validation")):
         if shared := {items[i].group for i in wanted} & {items[i].group for i in other}:
             raise DataError(f"'{min(shared)}' is in both the training and the {said} images; keep it in one", str(root))
@@ -183,14 +191,30 @@ def _named(items: Sequence[Item], config: SplitConfig, root: Path, part: Split) 
     return found
 
 
-def _draw_groups(groups: Sequence[str], fraction: float, items: Sequence[Item]) -> set[int]:
-    """Images of the first groups in drawn order that together make up `fraction`; one group at least stays."""
-    members: dict[str, list[int]] = {group: [] for group in groups}
-    for i, item in enumerate(items):
-        members[item.group].append(i)
+def _put_aside(
+    order: Sequence[int], fraction: float, items: Sequence[Item], known: set[int], root: Path
+) -> set[int]:
+    """Validation images drawn from the training images, which are in drawn `order`."""
+    if known:
+        raise DataError(
+            f"has {len(known)} validation images already, so val_fraction has none to draw; leave it out", str(root)
+        )
+    found = _draw_groups(order, fraction, items)
+    if not found:
+        raise DataError(
+            "val_fraction: the training images are of one group, which stays whole; name validation images", str(root)
+        )
+    return found
+
+
+def _draw_groups(order: Sequence[int], fraction: float, items: Sequence[Item]) -> set[int]:
+    """Images of the first groups in drawn `order` that together make up `fraction` of it; one group at least stays."""
+    members: dict[str, list[int]] = {}
+    for i in order:
+        members.setdefault(items[i].group, []).append(i)
     held: set[int] = set()
     for group in list(members)[:-1]:
-        if len(held) >= max(1, round(fraction * len(items))):
+        if len(held) >= max(1, round(fraction * len(order))):
             break
         held.update(members[group])
     return held

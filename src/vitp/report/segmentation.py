@@ -87,6 +87,7 @@ def write_segmentation_report(
     metric: SegmentationMetric,
     shown: Sequence[Shown],
     colours: Sequence[Colour],
+    more: Sequence[Section] = (),
 ) -> Path:
     """Write the report and return its path.
 
@@ -97,6 +98,7 @@ def write_segmentation_report(
         metric: filled.
         shown: images with their predictions.
         colours: of the classes.
+        more: sections before the tables.
 
     Raises:
         OutputError: it cannot be written.
@@ -105,6 +107,7 @@ def write_segmentation_report(
     counts: list[list[int]] = metric.matrix.tolist()
     sections: list[Section] = [
         Facts(list(facts)),
+        *more,
         Table("Classes", ["class", *_COLUMNS], class_rows(scores), caption=f"Percent. {POLICY}"),
         Matrix("What is taken for what", scores.classes, counts, caption="Percent of the pixels of each label (row)."),
     ]

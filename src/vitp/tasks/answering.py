@@ -38,9 +38,10 @@ from vitp.tasks.questions import (
     one_of_each,
     scores,
 )
+from vitp.train.evaluating import evaluating
 from vitp.train.task import Observation
 from vitp.train.trackers import read_evaluations
-from vitp.vlm.generate import Prompt, evaluating, generate
+from vitp.vlm.generate import Prompt, generate
 from vitp.vlm.model import VisionLanguageModel
 from vitp.vlm.token_drop import TokenDropConfig
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,6 +39,19 @@ class WeightAverage:
         own = model_tensors(model)
         for name, average in self.tensors.items():
             own[name].copy_(average)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The averages in the place of the weights for the time of a block; then the weights are bit for bit as before."""
+        own = model_tensors(model)
+        kept = {name: own[name].clone() for name in self.tensors}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in kept.items():
+                    own[name].copy_(tensor)
 
     def load(self, folder: Path) -> None:
         """Go on from the average in a checkpoint's folder.

@@ -291,6 +291,7 @@ def train(
     schedule_starts: tuple[int, ...] = (0,),
     fingerprint: dict[str, Any] | None = None,
     after_step: Callable[[int], Observation | None] | None = None,
+    averaged: Callable[[WeightAverage], None] | None = None,
     ranks: Ranks = Ranks(),
 ) -> TrainResult:
     """Train `task` for `config.steps` steps, from the newest checkpoint in `out` when `resume` is set.
@@ -307,6 +308,8 @@ def train(
         fingerprint: values that must be the same when a run is resumed.
         after_step: called with the number of finished steps, 0 at first, before a checkpoint is written; what it returns is
             logged.
+        averaged: given the average of the weights before the first step, where the run keeps one; what looks at the run after
+            a step may put it in their place for a while.
         ranks: the processes of the run, see `vitp.train.distributed.joined`; the task gives this one its part of a step.
 
     Raises:
@@ -326,6 +329,8 @@ def train(
     if resume and ranks.first:
         for name in ("log.jsonl", "skipped.jsonl"):
             _cut_lines(out / name, start)
+    if run.average is not None and averaged is not None:
+        averaged(run.average)
     run.model.train()
     rates = {g.name: g.lr for g in run.groups}
     peak = (dense_peak(run.device, bf16=run.bf16) or 0.0) * ranks.size  # counts are those of all ranks

@@ -8,8 +8,7 @@ Shape legend: B prompts, L longest prompt, G key/value heads, D head width, W la
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,20 +48,6 @@ class Prompt:
     positions: NDArray[np.int64]
     slots: NDArray[np.int64]
     kept: NDArray[np.int64]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients; afterwards every module and torch's generators are as they were."""
-    trained = [module for module in model.modules() if module.training]
-    devices = [parameter.device for parameter in model.parameters()][:1]
-    with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module in trained:
-                module.training = True
 
 
 def answer(
