@@ -212,7 +212,19 @@ def test_the_scores_are_those_that_evaluate_gives(folder: Path, tmp_path: Path, 
     assert [step for step, _ in run.validated.curve] == [3, 6, 8]
     page = (run.out / "report.html").read_text()
     assert ">Validation<" in page
-    assert "at step" in page
+    assert page.count('r="5"') >= 2, "the best is marked on the curve and in the legend"
+
+
+def test_changes_are_scored_by_their_own_number(folder: Path, tmp_path: Path) -> None:
+    data = {"kind": "pairs", "after": "images/{name}", "labels": {0: 0, 1: 1}, **_lists()}
+    head = {"kind": "fcn", "width": 32}
+    changes = {"head": head, "auxiliary": None, "steps": 30, "head_lr": 1e-2, "validation": {"every": 30}}
+    run = finetune(_masks(folder, tmp_path / "run", data, task="change", fusion="concat", **changes))
+    assert run.validated is not None
+    assert run.validated.metric == "f1_changed"
+    found = evaluate(run.out, split="val").numbers["f1_changed"]
+    assert run.validated.score == pytest.approx(found, rel=1e-5)
+    assert 0 < found < 1
 
 
 def test_fewer_images_are_spread_over_the_validation_part_and_no_test_image_is_read(

@@ -129,7 +129,7 @@ class Validated(Generic[M]):
         if self.curve:
             highest = max(self.curve, key=lambda point: (point[1], -point[0]))
             step, score = highest if self.keep == "last" else (self.step, self.score or 0.0)
-            curves.append(Curve(f"best: {100 * score:.2f} % at step {step:,}", [step], [100 * score]))
+            curves.append(Curve(f"best: {100 * score:.2f} % at step {step:,}", [step], [100 * score], mark=True))
         kept = f"the best, of step {self.step:,}" if self.keep == "best" else f"the last, of step {self.step:,}"
         about = f"Of {self.images:,} validation images, which nothing is learned from. The saved weights are {kept}."
         return [LineChart("Validation", "step", f"{self.metric}, %", curves, caption=about)]

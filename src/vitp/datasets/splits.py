@@ -191,9 +191,7 @@ def _named(items: Sequence[Item], config: SplitConfig, root: Path, part: Split) 
     return found
 
 
-def _put_aside(
-    order: Sequence[int], fraction: float, items: Sequence[Item], known: set[int], root: Path
-) -> set[int]:
+def _put_aside(order: Sequence[int], fraction: float, items: Sequence[Item], known: set[int], root: Path) -> set[int]:
     """Validation images drawn from the training images, which are in drawn `order`."""
     if known:
         raise DataError(

@@ -24,6 +24,7 @@ class Curve:
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    mark: bool = False  # points that mark something on another curve: large, and not joined
 
     def __post_init__(self) -> None:
         assert len(self.x) == len(self.y), f"curve '{self.name}': {len(self.x)} x values, {len(self.y)} y values"
@@ -91,6 +92,7 @@ class Dot:
     style: int
     x: float
     y: float
+    radius: int = 3
 
 
 @dataclass(frozen=True)
@@ -159,16 +161,16 @@ def draw_lines(chart: LineChart, width: int, height: int) -> Drawing | None:
     strokes: list[Stroke] = []
     dots: list[Dot] = []
     for index, (x, y) in enumerate(cleaned):
-        style = index % STYLES
-        if len(x) > SMOOTH_ABOVE:
+        style, mark = index % STYLES, chart.curves[index].mark
+        if len(x) > SMOOTH_ABOVE and not mark:
             strokes.append(Stroke(style, _points(*_thin(x_pixel(x), y_pixel(y), int(right - left))), faint=True))
             mean_x, mean_y = running_mean(x, y)
             strokes.append(Stroke(style, _points(x_pixel(mean_x), y_pixel(mean_y))))
-        elif len(x) > 1:
+        elif len(x) > 1 and not mark:
             strokes.append(Stroke(style, _points(x_pixel(x), y_pixel(y))))
-        if len(x) <= 25:
+        if len(x) <= 25 or mark:
             pairs = zip(x_pixel(x), y_pixel(y), strict=True)
-            dots += [Dot(style, round(float(a), 1), round(float(b), 1)) for a, b in pairs]
+            dots += [Dot(style, round(float(a), 1), round(float(b), 1), 5 if mark else 3) for a, b in pairs]
     strokes.sort(key=lambda stroke: not stroke.faint)  # faint ones below
     y_ats = y_pixel(np.power(10.0, y_values) if chart.log_y else np.asarray(y_values))
     x_ats = x_pixel(np.power(10.0, x_values) if chart.log_x else np.asarray(x_values))
