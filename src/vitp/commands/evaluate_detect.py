@@ -13,10 +13,10 @@ from vitp.commands.scoring import Asked, asked_indices, asked_recipe, viewed
 from vitp.commands.scoring_objects import Origin, score_and_show
 from vitp.config import Config
 from vitp.datasets.detection import DetectionData, open_detection
-from vitp.errors import ConfigError, DataError
+from vitp.errors import ConfigError
 from vitp.files import write_json
 from vitp.metrics.detection_report import best_threshold
-from vitp.metrics.dota_submission import image_names, is_patch, merge_patches, task_of, write_submission
+from vitp.metrics.dota_submission import image_names, is_patch, scene_finds, scenes_of, task_of, write_submission
 from vitp.tasks.detect import MERGE, Detector, Looked, ObjectInference, Shown, load_detector
 from vitp.train.loop_config import choose_device, uses_bf16
 
@@ -107,16 +107,14 @@ class _Submission:
 
     def write(self) -> str:
         """The zip; returns what is in it."""
-        patches = {name: found for name, found in self._found.items() if is_patch(name)}
-        whole = {name: found for name, found in self._found.items() if name not in patches}
-        merged = merge_patches(patches.items(), MERGE[self._form])
-        if both := sorted(whole.keys() & merged.keys()):
-            raise DataError(
-                "is there whole and in patches, and a submission has each image once; leave one out", both[0]
-            )
+        found = (
+            (scene, scene_finds(scene, [(name, self._found[name]) for name in names], MERGE[self._form]))
+            for scene, names in scenes_of(self._found).items()
+        )
         task = task_of(rotated=self._form == "rotated")
-        written = write_submission(self._path, {**whole, **merged}.items(), self._classes, task=task)
-        from_patches = f" (merged from {len(patches)} patches)" if patches else ""
+        written = write_submission(self._path, found, self._classes, task=task)
+        patches = sum(map(is_patch, self._found))
+        from_patches = f" (merged from {patches} patches)" if patches else ""
         return (
             f"submission: {written.lines:,} finds in {written.images} images{from_patches}, task {task}: {self._path}"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vitp
+from vitp.boxes.objects import Detections
 from vitp.config import load
 from vitp.errors import ConfigError, OutputError, VitpError
 from vitp.files import file_state
@@ -16,15 +17,16 @@ from vitp.inference.config import PredictConfig
 from vitp.inference.jobs import Job, Ledger, find_jobs
 from vitp.inference.load_finder import is_detector, load_finder, whole_up_to
 from vitp.inference.model import RunFacts, load_predictor, read_facts, window_side, windows_at_once
-from vitp.inference.object_files import join_coco, write_dota
-from vitp.inference.objects import ObjectWork, find_objects
+from vitp.inference.object_files import Picture, join_coco, write_coco, write_dota, write_object_polygons
+from vitp.inference.objects import ObjectWork, find_objects, object_list
 from vitp.inference.polygons import check_polygons
-from vitp.inference.scene import Progress, Settings, Work, predict_scene
+from vitp.inference.scene import Progress, Settings, Work, predict_scene, with_suffix
 from vitp.inference.sinks import Look
 from vitp.inference.volumes import predict_volume
-from vitp.metrics.dota_submission import Task, image_names, task_of
+from vitp.metrics.dota_submission import Task, image_names, scenes_of, task_of
 
 TOGETHER = "detections.json"
+SCENES = "scenes"  # folder of what patches were merged to
 DOTA: dict[Task, str] = {1: "task1.zip", 2: "task2.zip"}  # of rotated boxes, of upright ones
 _OF_MAPS = frozenset({"probabilities", "format", "compress", "overviews", "min_polygon"})
 _OF_OBJECTS = frozenset({"threshold", "merge", "dota"})
@@ -41,6 +43,7 @@ class PredictResult:
     together: list[Path] = field(
         default_factory=list
     )  # files of all inputs: their objects as one list, or a submission
+    scenes: list[Path] = field(default_factory=list)  # files of images that were merged from patches
 
     def lines(self) -> list[str]:
         """For people."""
@@ -51,6 +54,8 @@ class PredictResult:
             lines = [f"wrote {', '.join(map(str, files))}"]
         elif self.together:
             lines.append(f"of all inputs: {', '.join(map(str, self.together))}")
+        if self.scenes:
+            lines.append(f"merged from patches: {len(self.scenes)} files in {self.scenes[0].parent}")
         if self.skipped:
             lines.append(f"{len(self.skipped)} were there already, from the call that was interrupted")
         if self.failed:
@@ -65,6 +70,7 @@ class PredictResult:
             "out": str(self.out),
             "outputs": outputs,
             "together": [str(file) for file in self.together],
+            "scenes": [str(file) for file in self.scenes],
             "skipped": self.skipped,
             "failed": self.failed,
         }
@@ -114,7 +120,7 @@ def predict(
     for job in jobs:
         work.check_dates(job.path, job.after)
     if isinstance(work, ObjectWork) and config.dota:
-        image_names([job.path for job in jobs], work.finder.classes)
+        scenes_of(image_names([job.path for job in jobs], work.finder.classes))
     ledger = Ledger(out, jobs, _about(run, work), overwrite=overwrite)
     outputs: dict[str, list[Path]] = {}
     failed: dict[str, str] = {}
@@ -129,10 +135,18 @@ def predict(
         else:
             ledger.finish(job, outputs[job.name])
     together: list[Path] = []
+    scenes: list[Path] = []
     if isinstance(work, ObjectWork):
-        together = _together(image, out, [job for job in jobs if job.name not in failed], work)
+        usable = [job for job in jobs if job.name not in failed]
+        together = _together(image, out, usable, work)
+        if config.dota and usable:
+            together.append(out / DOTA[task_of(rotated=work.finder.rotated)])
+            scenes = _submit(together[-1], out / SCENES, usable, work)
+            for name, members in scenes_of(job.path.stem for job in jobs).items():
+                if missing := {*members} - {job.path.stem for job in usable}:
+                    say(f"{name}: merged without {len(missing)} of its patches, which failed")
     ledger.close(failed)
-    return PredictResult(out, outputs, ledger.skipped, failed, together)
+    return PredictResult(out, outputs, ledger.skipped, failed, together, scenes)
 
 
 def _check_settings(config: PredictConfig, run: Path, *, objects: bool) -> None:
@@ -216,13 +230,26 @@ def _predict(job: Job, work: Work | ObjectWork) -> list[Path]:
 
 
 def _together(image: Path, out: Path, jobs: Sequence[Job], work: ObjectWork) -> list[Path]:
-    """The objects of all inputs in one file, where there are several, and as a DOTA submission where that is asked for."""
+    """The objects of all inputs in one file, where there are several."""
     written = []
     if image.is_dir() and jobs:
         written.append(out / TOGETHER)
         join_coco(written[-1], [(job.name, job.final) for job in jobs])
-    if work.config.dota and jobs:
-        written.append(out / DOTA[task_of(rotated=work.finder.rotated)])
-        names = image_names([job.path for job in jobs], work.finder.classes)
-        write_dota(written[-1], list(zip(names, (job.final for job in jobs), strict=True)), work.finder)
+    return written
+
+
+def _submit(path: Path, folder: Path, jobs: Sequence[Job], work: ObjectWork) -> list[Path]:
+    """A DOTA submission, and the files of images of which the inputs are patches, named as the images."""
+    written: list[Path] = []
+
+    def scene(picture: Picture, found: Detections) -> None:
+        target = folder / Path(picture.name).stem
+        if work.config.polygons is not None:
+            written.append(with_suffix(target, f".{work.config.polygons}"))
+            write_object_polygons(written[-1], found, picture, work.finder.classes, None)
+        written.append(object_list(target))
+        write_coco(written[-1], [(picture, found)], work.finder.classes)
+
+    names = image_names([job.path for job in jobs], work.finder.classes)
+    write_dota(path, list(zip(names, (job.final for job in jobs), strict=True)), work.finder, scene)
     return written

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from vitp.inference.geopackage import Columns
 from vitp.inference.polygons import write_features
 from vitp.inference.sinks import Look
 from vitp.inference.sources import Place
-from vitp.metrics.dota_submission import task_of, write_submission
+from vitp.metrics.dota_submission import is_patch, patch_place, scene_finds, scenes_of, task_of, write_submission
 
 _NAMED = 60  # boxes whose class and score are written beside them at most; more would hide the picture
 
@@ -125,24 +125,47 @@ def read_coco(path: Path) -> dict[str, Any]:
         raise OutputError(f"{path} is gone or damaged; run the command again with --overwrite") from error
 
 
-def write_dota(path: Path, parts: Sequence[tuple[str, Path]], finder: Finder) -> None:
+def write_dota(
+    path: Path, parts: Sequence[tuple[str, Path]], finder: Finder, scene: Callable[[Picture, Detections], None]
+) -> None:
     """The files of single images as a DOTA submission: task 1 for rotated boxes, task 2 for upright ones.
+
+    Images whose names are those of patches (``P0006__1024__824___0``) are merged to the image they were cut from, one such
+    image at a time.
 
     Args:
         path: the zip.
         parts: each image's name in the submission (`vitp.metrics.dota_submission.image_names`), and its file.
         finder: what found them.
+        scene: given every image that was merged from patches, and what is found in it.
 
     Raises:
-        DataError: a name cannot stand in a submission.
+        DataError: a name cannot stand in a submission, or an image is there whole and in patches.
         OutputError: a part is damaged; no space left or not writable.
     """
+    files = dict(parts)
 
     def found() -> Iterator[tuple[str, Detections]]:
-        for name, part in parts:
-            yield name, _detections(read_coco(part)["annotations"], rotated=finder.rotated)
+        for name, members in scenes_of(files).items():
+            stored = [(member, read_coco(files[member])) for member in members]
+            seen = [(member, _detections(own["annotations"], rotated=finder.rotated)) for member, own in stored]
+            merged = scene_finds(name, seen, finder.merge)
+            if is_patch(members[0]):
+                scene(_scene_picture(name, [(member, own["images"][0]) for member, own in stored]), merged)
+            yield name, merged
 
     write_submission(path, found(), finder.classes, task=task_of(rotated=finder.rotated))
+
+
+def _scene_picture(name: str, patches: Sequence[tuple[str, dict[str, Any]]]) -> Picture:
+    """The image that patches were cut from, as far as they reach."""
+    places = [(*patch_place(patch), about["width"], about["height"]) for patch, about in patches]
+    suffix = Path(patches[0][1]["file_name"]).suffix
+    return Picture(
+        f"{name}{suffix}",
+        max(top + height for _, top, _, height in places),
+        max(left + width for left, _, width, _ in places),
+    )
 
 
 def _detections(records: Sequence[dict[str, Any]], *, rotated: bool) -> Detections:

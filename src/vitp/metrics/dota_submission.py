@@ -128,6 +128,35 @@ def is_patch(name: str) -> bool:
     return _PATCH.fullmatch(name) is not None
 
 
+def patch_place(name: str) -> tuple[int, int]:
+    """(left, top) of a patch in its image, pixels; (0, 0) of a whole image."""
+    match = _PATCH.fullmatch(name)
+    return (0, 0) if match is None else (int(match["left"]), int(match["top"]))
+
+
+def scenes_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """The images that names are of, in the names' order: each with the names of its patches, or with its own.
+
+    Raises:
+        DataError: an image is there whole and in patches.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = _PATCH.fullmatch(name)
+        found.setdefault(name if match is None else match["image"], []).append(name)
+    for scene, members in found.items():
+        if scene in members and len(members) > 1:
+            raise DataError("is there whole and in patches, and a submission has each image once; leave one out", scene)
+    return found
+
+
+def scene_finds(scene: str, found: Sequence[tuple[str, Detections]], threshold: float = MERGE_IOU) -> Detections:
+    """What was found in an image that `scenes_of` names: in its patches, see `merge_patches`, or in all of it."""
+    if [name for name, _ in found] == [scene]:
+        return found[0][1]
+    return merge_patches(found, threshold)[scene]
+
+
 def merge_patches(found: Iterable[tuple[str, Detections]], threshold: float = MERGE_IOU) -> dict[str, Detections]:
     """The detections of patches in the pixels of their images, each object once: NMS class by class over all patches.
 
