@@ -164,8 +164,9 @@ class Killer:
         {"ema": 0.9},
         {"features": ADAPTER, "backbone_config": DEEP},
         {"batch_size": 4, "micro_batch": 2, "auxiliary": None, "head": {"kind": "linear"}},
+        {"precision": "bf16"},  # in which attention is chosen by the length of the sequence
     ],
-    ids=["plain", "averaged", "adapter", "linear"],
+    ids=["plain", "averaged", "adapter", "linear", "bf16"],
 )
 def test_a_run_with_validation_is_the_run_without_bit_for_bit(
     folder: Path, tmp_path: Path, changes: dict[str, Any]
