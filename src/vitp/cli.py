@@ -34,7 +34,9 @@ def demo(
     """Pretrain, export, probe and fine-tune on procedural scenes: no download, no GPU, one HTML report."""
     from vitp.demo.run import run_demo
     from vitp.progress import Console
+    from vitp.train.distributed import refuse_ranks
 
+    refuse_ranks("`vitp demo`")
     result = run_demo(out, seed=seed, minutes=minutes, overwrite=overwrite, console=Console())
     say(f"report: {result.report}")
     finish(result.numbers, as_json)
@@ -190,11 +192,14 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a backbone on a downstream task and evaluate it on the test split."""
+    """Fine-tune a backbone on a downstream task and evaluate it on the test split; under torchrun on many ranks."""
     from vitp.commands.finetune import finetune as run
     from vitp.progress import Console
 
     console = Console()
+    if not speaks():
+        run(recipe, overrides or [], resume=resume, overwrite=overwrite, say=console.say)
+        return
     with console.training("finetune") as progress:
         result = run(recipe, overrides or [], resume=resume, overwrite=overwrite, progress=progress, say=console.say)
     for line in result.lines():
@@ -231,7 +236,9 @@ def predict(
     """
     from vitp.commands.predict import predict as run_predict
     from vitp.progress import Console
+    from vitp.train.distributed import refuse_ranks
 
+    refuse_ranks("`vitp predict`")
     console = Console()
     with console.bars(("predict", "windows")) as (windows,):
         result = run_predict(
@@ -249,7 +256,9 @@ def probe(recipe: Recipe, overrides: Overrides = None, as_json: Json = False) ->
     """Measure frozen features: linear probe and nearest neighbours on labelled images."""
     from vitp.commands.probe import probe as run
     from vitp.progress import Console
+    from vitp.train.distributed import refuse_ranks
 
+    refuse_ranks("`vitp probe`")
     console = Console()
     result = run(recipe, overrides or [], say=console.say)
     for name, value in result.numbers.items():

@@ -59,6 +59,7 @@ def evaluate(
     from vitp.commands.evaluate import evaluate as run_evaluate
     from vitp.errors import ConfigError
     from vitp.progress import Console
+    from vitp.train.distributed import refuse_ranks
 
     if sweep or backbones or (Path(run).suffix in ("", ".yaml", ".yml") and is_sweep(run)):
         given: dict[str, object] = {"--data": data, "--recipe": recipe, "--out": out, "--submission": submission}
@@ -74,6 +75,7 @@ def evaluate(
         raise ConfigError(
             "--seeds, --list and --resume go with --sweep; say what is varied, as in --sweep fraction=1,0.1"
         )
+    refuse_ranks("`vitp evaluate`")
     _one_of("--split", split, ("test", "val", "train"))
     _one_of("--tta", tta, ("own", "none", "flip", "multiscale"))
     console = Console()

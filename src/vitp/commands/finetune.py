@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import nn
 
 from vitp.backbone.vit import ViTBackbone, choose_attention
 from vitp.commands.finetune_detect import DetectConfig, DetectResult, finetune_detect
@@ -19,11 +18,12 @@ from vitp.commands.finetune_recipe import (
     REPORT,
     DownstreamConfig,
     FinetuneConfig,
+    Start,
     begin,
     counted,
-    images_fingerprint,
     start_backbone,
 )
+from vitp.commands.ranks import OtherRank
 from vitp.commands.scoring_masks import score_and_show, table_lines
 from vitp.commands.validating import Validated, Validation, validation_images
 from vitp.commands.validating_tasks import MaskScorer
@@ -31,14 +31,15 @@ from vitp.datasets.dense import DenseData, open_dataset
 from vitp.datasets.pairs import PairFolder
 from vitp.datasets.report import MaskReport
 from vitp.files import write_json
+from vitp.heads.layers import has_batch_norm
 from vitp.heads.siamese import Fusion
 from vitp.metrics.segmentation import SegmentationMetric, SegmentationScores
 from vitp.recipes import find_recipe, load_recipe
 from vitp.tasks.change import ChangeData, ChangeTask
 from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter
 from vitp.tasks.segment_task import SegmentData, SegmentTask, StepData
-from vitp.train.distributed import refuse_ranks
-from vitp.train.loop import TrainResult, check_output, train
+from vitp.train.distributed import Ranks, joined
+from vitp.train.loop import TrainResult, train
 from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
 from vitp.yaml_lines import read
@@ -189,57 +190,75 @@ def finetune(
 
     Raises:
         VitpError: any mistake the user can mend; every mask (or label file) is read once before training starts.
+
+    On many ranks (torchrun) each computes its part of every step, rank 0 says and writes, and all return the same.
     """
-    refuse_ranks("finetune")
-    config = load_finetune(recipe, overrides)
-    if isinstance(config, DetectConfig):
-        return finetune_detect(config, resume=resume, overwrite=overwrite, progress=progress, say=say)
-    out = config.folder
-    check_output(out, resume=resume, overwrite=overwrite)
-    data = open_dataset(config.data)
-    held = validation_images(config.validation, data, config.data.root)
-    report = data.check()
+    with joined() as ranks:
+        config = ranks.together(lambda: load_finetune(recipe, overrides))
+        ranks.use_devices(config.device)
+        if not ranks.first:
+            progress, say = OtherRank(ranks.rank, say), lambda _: None
+        start = Start(ranks, resume, overwrite, progress, say)
+        return finetune_detect(config, start) if isinstance(config, DetectConfig) else _finetune(config, start)
+
+
+def _finetune(config: FinetuneConfig, start: Start) -> FinetuneResult:
+    """One rank's part of `finetune`, of segmentation or change detection."""
+    out, ranks, say = config.folder, start.ranks, start.say
+    start.check(config)
+    data = ranks.together(lambda: open_dataset(config.data))
+    same = start.agreed(config, data)
+    held = ranks.alike(lambda: validation_images(config.validation, data, config.data.root))
+    report = ranks.lead(data.check)
     _say_data(data, report, config.augment.crop, say)
-    backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
-    task = build_task(config, data, backbone, say)
-    _say_norm(config, task, say)
+    backbone = ranks.together(lambda: start_backbone(config.backbone, config.backbone_config, config.seed, say))
+    task = ranks.together(lambda: build_task(config, data, backbone, say, ranks))
+    _say_norm(config, task, start)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = _validation(config, task, data, held, say, bf16=bf16)
-    begin(config, task, resume=resume, overwrite=overwrite, say=say)
+    validation = _validation(config, task, data, held, start, bf16=bf16)
+    begin(config, task, start)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
     trained = train(
         task,
         config,
         out,
-        resume=resume,
-        progress=progress,
-        fingerprint=images_fingerprint(config, data),
+        resume=start.resume,
+        progress=start.progress,
+        fingerprint=same,
         after_step=validation,
         averaged=None if validation is None else validation.averaged,
+        ranks=ranks,
     )
     validated = None if validation is None else validation.settle()
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     told = counted(say, "scores", "test images")
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        scored = score_and_show(task.segmenter, data, data.test, config.inference, pictures=PICTURES, progress=told)
-    scores = scored.scores
-    if scores.absent:
-        say(f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means")
-    file = out / "model.safetensors"
-    save_segmenter(file, task.segmenter, config.inference)
-    result = FinetuneResult(out, file, trained, scores, report, config.task == "change", validated)
-    curve = [] if validated is None else validated.sections()
-    scored.write(out / REPORT, f"{config.name}, test images", config.data.background, curve)
-    write_json(out / METRICS, result.numbers)
-    return result
+        scored = score_and_show(
+            task.segmenter, data, data.test, config.inference, pictures=PICTURES, progress=told, ranks=ranks
+        )
+
+    def write() -> FinetuneResult:
+        scores, file = scored.scores, out / "model.safetensors"
+        if scores.absent:
+            say(
+                f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means"
+            )
+        curve = [] if validated is None else validated.sections()
+        save_segmenter(file, task.segmenter, config.inference)
+        result = FinetuneResult(out, file, trained, scores, report, config.task == "change", validated)
+        scored.write(out / REPORT, f"{config.name}, test images", config.data.background, curve)
+        write_json(out / METRICS, result.numbers)
+        return result
+
+    return ranks.lead(write)
 
 
-def _say_norm(config: FinetuneConfig, task: SegmentTask, say: Callable[[str], None]) -> None:
-    seen = config.micro_batch or config.batch_size
-    if seen < config.batch_size and any(isinstance(m, nn.BatchNorm2d) for m in task.model.modules()):
-        say(
+def _say_norm(config: FinetuneConfig, task: SegmentTask, start: Start) -> None:
+    seen = min(config.batch_size, (config.micro_batch or config.batch_size) * start.ranks.size)
+    if seen < config.batch_size and has_batch_norm(task.model):
+        start.say(
             f"norm: batch norm sees {seen} images at a time, not the batch of {config.batch_size}; norm: group in the head does "
             "not depend on that"
         )
@@ -250,23 +269,36 @@ def _validation(
     task: SegmentTask,
     data: DenseData,
     images: Sequence[int],
-    say: Callable[[str], None],
+    start: Start,
     *,
     bf16: bool,
 ) -> Validation[SegmentationMetric] | None:
     if config.validation is None:
         return None
-    scorer = MaskScorer(task.segmenter, data, config.inference, config.validation, bf16=bf16)
-    return Validation(task.model, scorer, images, config.validation, out=config.folder, steps=config.steps, say=say)
+    scorer = MaskScorer(task.segmenter, data, config.inference, config.validation, bf16=bf16, ranks=start.ranks)
+    return Validation(
+        task.model,
+        scorer,
+        images,
+        config.validation,
+        out=config.folder,
+        steps=config.steps,
+        say=start.say,
+        ranks=start.ranks,
+    )
 
 
 def build_task(
-    config: FinetuneConfig, data: DenseData, backbone: ViTBackbone, say: Callable[[str], None] = lambda _: None
+    config: FinetuneConfig,
+    data: DenseData,
+    backbone: ViTBackbone,
+    say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = Ranks(),
 ) -> SegmentTask:
-    """Model, data and learning rates of a recipe; `say` receives what is worth reading about them.
+    """Model, data and learning rates of a recipe, for one of the `ranks`; `say` receives what is worth reading about them.
 
     Raises:
-        ConfigError: the sizes of micro-batches, class weights or features do not fit.
+        ConfigError: the sizes of batch and micro-batches, the ranks, class weights or features do not fit.
     """
     pairs = isinstance(data, PairFolder)
     layout: type[StepData[Any]] = ChangeData if pairs else SegmentData
@@ -277,6 +309,7 @@ def build_task(
         augmentation=config.augment,
         seed=config.seed,
         average=config.loss.average,
+        ranks=ranks,
     )
     fusion: Fusion | None = (config.fusion or "concat") if pairs else None
     parts = SegmenterParts(features=config.features, head=config.head, auxiliary=config.auxiliary, fusion=fusion)

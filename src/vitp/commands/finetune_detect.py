@@ -16,9 +16,9 @@ from vitp.commands.finetune_recipe import (
     PICTURES,
     REPORT,
     DownstreamConfig,
+    Start,
     begin,
     counted,
-    images_fingerprint,
     start_backbone,
 )
 from vitp.commands.scoring_objects import choose_threshold, score_and_show
@@ -41,10 +41,10 @@ from vitp.tasks.detect import (
     save_detector,
 )
 from vitp.tasks.detect_task import DetectData, DetectTask
-from vitp.train.loop import TrainResult, check_output, train
+from vitp.train.distributed import Ranks
+from vitp.train.loop import TrainResult, train
 from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.optim import ScheduleConfig, StepSchedule
-from vitp.train.task import Progress
 
 
 class DetectConfig(DownstreamConfig):
@@ -112,58 +112,66 @@ class DetectResult:
         }
 
 
-def finetune_detect(
-    config: DetectConfig,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> DetectResult:
-    """Train a detector and score it on the test images; arguments and errors as those of `vitp.commands.finetune.finetune`."""
-    out = config.folder
-    check_output(out, resume=resume, overwrite=overwrite)
-    data = open_detection(config.data)
-    check_labels(config, data)
-    held = validation_images(config.validation, data, config.data.root)
-    config.augment.check_classes(data.classes)
-    report = data.check()
+def finetune_detect(config: DetectConfig, start: Start = Start()) -> DetectResult:
+    """One rank's part of `vitp.commands.finetune.finetune` with a detector."""
+    out, ranks, say = config.folder, start.ranks, start.say
+    start.check(config)
+    data = ranks.together(lambda: _open(config))
+    same = start.agreed(config, data)
+    held = ranks.alike(lambda: validation_images(config.validation, data, config.data.root))
+    report = ranks.lead(data.check)
     for line in report.lines():
         say(f"data: {line}")
-    backbone = start_backbone(config.backbone, config.backbone_config, config.seed, say)
-    task = build_detect_task(config, data, backbone, say)
+    backbone = ranks.together(lambda: start_backbone(config.backbone, config.backbone_config, config.seed, say))
+    task = ranks.together(lambda: build_detect_task(config, data, backbone, say, ranks))
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = _validation(config, task, data, held, say, bf16=bf16)
-    begin(config, task, resume=resume, overwrite=overwrite, say=say)
-    fingerprint = images_fingerprint(config, data)
+    validation = _validation(config, task, data, held, start, bf16=bf16)
+    begin(config, task, start)
     patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
     choose_attention(backbone.vit, patches, device, bf16=bf16)
     trained = train(
         task,
         config,
         out,
-        resume=resume,
-        progress=progress,
-        fingerprint=fingerprint,
+        resume=start.resume,
+        progress=start.progress,
+        fingerprint=same,
         after_step=validation,
         averaged=None if validation is None else validation.averaged,
+        ranks=ranks,
     )
     validated = None if validation is None else validation.settle()
     merge_features(task.detector)
     shown = Shown(augment=config.augment, inference=config.inference)
     known = None if validated is None else known_finds(config, validated, data)
     told = counted(say, "threshold", "validation images")
-    shown, origin = choose_threshold(task.detector, data, shown, bf16=bf16, progress=told, say=say, known=known)
+    shown, origin = choose_threshold(
+        task.detector, data, shown, bf16=bf16, progress=told, say=say, known=known, ranks=ranks
+    )
     file = out / "model.safetensors"
-    save_detector(file, task.detector, shown)
+    ranks.lead(lambda: save_detector(file, task.detector, shown))
     told = counted(say, "scores", "test images")
-    scored = score_and_show(task.detector, data, data.test, shown, origin, bf16=bf16, pictures=PICTURES, progress=told)
-    scored.write(out / REPORT, f"{config.name}, test images", [] if validated is None else validated.sections())
-    table = tuple(scored.class_lines())
-    result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, table, validated)
-    write_json(out / METRICS, result.numbers)
-    return result
+    scored = score_and_show(
+        task.detector, data, data.test, shown, origin, bf16=bf16, pictures=PICTURES, progress=told, ranks=ranks
+    )
+
+    def write() -> DetectResult:
+        scored.write(out / REPORT, f"{config.name}, test images", [] if validated is None else validated.sections())
+        table = tuple(scored.class_lines())
+        result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, table, validated)
+        write_json(out / METRICS, result.numbers)
+        return result
+
+    return ranks.lead(write)
+
+
+def _open(config: DetectConfig) -> DetectionData:
+    """The data set, whose labels and classes are what the recipe wants."""
+    data = open_detection(config.data)
+    check_labels(config, data)
+    config.augment.check_classes(data.classes)
+    return data
 
 
 def _validation(
@@ -171,15 +179,24 @@ def _validation(
     task: DetectTask,
     data: DetectionData,
     images: Sequence[int],
-    say: Callable[[str], None],
+    start: Start,
     *,
     bf16: bool,
 ) -> Validation[DetectionMetric] | None:
     if config.validation is None:
         return None
     shown = Shown(augment=config.augment, inference=config.inference)
-    scorer = ObjectScorer(task.detector, data, shown, config.validation, bf16=bf16)
-    return Validation(task.model, scorer, images, config.validation, out=config.folder, steps=config.steps, say=say)
+    scorer = ObjectScorer(task.detector, data, shown, config.validation, bf16=bf16, ranks=start.ranks)
+    return Validation(
+        task.model,
+        scorer,
+        images,
+        config.validation,
+        out=config.folder,
+        steps=config.steps,
+        say=start.say,
+        ranks=start.ranks,
+    )
 
 
 def known_finds(
@@ -211,12 +228,16 @@ def check_labels(config: DetectConfig, data: DetectionData) -> None:
 
 
 def build_detect_task(
-    config: DetectConfig, data: DetectionData, backbone: ViTBackbone, say: Callable[[str], None] = lambda _: None
+    config: DetectConfig,
+    data: DetectionData,
+    backbone: ViTBackbone,
+    say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = Ranks(),
 ) -> DetectTask:
-    """Model, data and learning rates of a recipe; `say` receives what is worth reading about them.
+    """Model, data and learning rates of a recipe, for one of the `ranks`; `say` receives what is worth reading about them.
 
     Raises:
-        ConfigError: the features do not fit the ViT.
+        ConfigError: the features do not fit the ViT, or the batch not the ranks.
     """
     steps = DetectData(
         data,
@@ -225,6 +246,7 @@ def build_detect_task(
         augmentation=config.augment,
         seed=config.seed,
         fill=backbone.config.mean,
+        ranks=ranks,
     )
     parts = DetectorParts(features=config.features, neck=config.neck, detector=config.detector)
     return DetectTask(

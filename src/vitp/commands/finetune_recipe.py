@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,14 +19,16 @@ from vitp.datasets.dense import DenseDataConfig
 from vitp.datasets.layout import Item
 from vitp.datasets.pairs import PairFolderConfig
 from vitp.datasets.transforms import AugmentConfig
+from vitp.errors import ConfigError
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
 from vitp.heads.losses import LossConfig, LossTerms
 from vitp.heads.siamese import Fusion
 from vitp.progress import lines
 from vitp.tasks.segment import InferenceConfig
-from vitp.train.loop import open_output, recipe_fingerprint
+from vitp.train.distributed import Ranks
+from vitp.train.loop import check_output, open_output, recipe_fingerprint
 from vitp.train.loop_config import LoopConfig
-from vitp.train.task import Task
+from vitp.train.task import Progress, Task
 
 METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 REPORT = "report.html"  # likewise
@@ -114,18 +118,70 @@ def start_backbone(
     return random_backbone(config, seed)
 
 
-def begin(config: DownstreamConfig, task: Task, *, resume: bool, overwrite: bool, say: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Start:
+    """How a run is started, whatever its task."""
+
+    ranks: Ranks = field(default_factory=Ranks)
+    resume: bool = False
+    overwrite: bool = False
+    progress: Progress | None = None
+    say: Callable[[str], None] = lambda _: None
+
+    def check(self, config: DownstreamConfig) -> None:
+        """See that the recipe goes with the ranks, and that its output folder can be used.
+
+        Raises:
+            ConfigError: a strategy or an average of the weights that several ranks cannot have.
+            OutputError: see `check_output`.
+        """
+        if not self.ranks.alone:
+            self.ranks.alike(partial(_check_ranks, config, self.ranks.size))
+        self.ranks.lead(lambda: check_output(config.folder, resume=self.resume, overwrite=self.overwrite))
+
+    def agreed(self, config: DownstreamConfig, data: Pictures) -> dict[str, Any]:
+        """The run's fingerprint (`images_fingerprint`), which all ranks have.
+
+        Raises:
+            TrainingError: a rank has another recipe or other images.
+        """
+        same = images_fingerprint(config, data)
+        self.ranks.agree(same, "start all ranks with the same recipe, overrides and data")
+        return same
+
+
+def _check_ranks(config: DownstreamConfig, size: int) -> None:
+    if config.strategy == "fsdp":
+        raise ConfigError(
+            f"strategy: fsdp is for `vitp pretrain`, and {size} ranks fine-tune whole models; say strategy: ddp, or zero1 for a "
+            "little more room"
+        )
+    if config.ema is not None:
+        raise ConfigError(
+            f"ema: averages the weights of one process, and this run has {size}; leave ema out (ema=null), or start one process"
+        )
+
+
+def begin(config: DownstreamConfig, task: Task, start: Start) -> None:
     """Say what learns how fast, make the run's folder ready and write the recipe into it.
 
     Raises:
-        OutputError: the folder cannot be used.
+        OutputError: the folder cannot be used, or is not the same place for all ranks.
     """
+    say, ranks = start.say, start.ranks
     for group in task.parameter_groups():
         say(f"{group.name}: {group.size / 1e6:.2f} M parameters, {f'lr {group.lr:.3g}' if group.lr else 'frozen'}")
     out = config.folder
-    if not (resume and (out / "recipe.yaml").is_file()):  # a refused resume leaves the old run's files as they are
-        open_output(out, overwrite=overwrite)
-        save(config, out / "recipe.yaml")
+
+    def write() -> None:
+        if not (
+            start.resume and (out / "recipe.yaml").is_file()
+        ):  # a refused resume leaves the old run's files as they are
+            open_output(out, overwrite=start.overwrite)
+            save(config, out / "recipe.yaml")
+
+    ranks.lead(write)
+    ranks.see_the_same_folder(out)
 
 
 def counted(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, int], None]:

@@ -19,6 +19,7 @@ from vitp.report.gallery import Gallery
 from vitp.report.html import Section
 from vitp.report.segmentation import Shown, lines, shrink, write_segmentation_report
 from vitp.tasks.segment import InferenceConfig, Segmenter, predict_masks
+from vitp.train.distributed import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,19 +90,37 @@ def score_and_show(
     *,
     pictures: int,
     progress: Callable[[int, int], None],
+    ranks: Ranks = Ranks(),
 ) -> ScoredMasks:
     """Predict images, count, and keep a few.
+
+    Args:
+        model: on its device; the same on all ranks.
+        data: whose labels fit the model.
+        indices: the images.
+        inference: how they are predicted.
+        pictures: how many to keep.
+        progress: told images done and how many there are.
+        ranks: who share the work; all call this. What rank 0 gets is of all images, what another gets of its own.
 
     Raises:
         DataError: a file cannot be used.
     """
+    part = ranks.part(len(indices))
     metric = SegmentationMetric(data.classes, background=data.config.background)
-    gallery = Gallery[Shown](len(indices), pictures)
-    for done, seen in enumerate(predictions(model, data, indices, inference), 1):
-        metric.update(seen.predicted, seen.label)
-        one = shrink(_name(data, seen.index), seen.dates, seen.label, seen.predicted)
-        gallery.add(one.wrong, partial(_same, one))
-        progress(done, len(indices))
+    gallery = Gallery[Shown](len(indices), pictures, part.start)
+
+    def look() -> None:
+        for done, seen in enumerate(predictions(model, data, [indices[i] for i in part], inference), 1):
+            metric.update(seen.predicted, seen.label)
+            one = shrink(_name(data, seen.index), seen.dates, seen.label, seen.predicted)
+            gallery.add(one.wrong, partial(_same, one))
+            progress(done * len(indices) // len(part), len(indices))
+
+    ranks.together(look)
+    for counted, kept in ranks.collect((metric, gallery))[1:]:
+        metric.merge(counted)
+        gallery.merge(kept)
     shown = (*gallery.even, *gallery.worst)
     return ScoredMasks(metric, metric.scores(), shown, len(indices), change=model.dates > 1)
 

@@ -27,6 +27,7 @@ from vitp.report.gallery import Gallery
 from vitp.report.html import Section, Table, write_report
 from vitp.report.objects import ShownObjects, draw_objects, judge, object_pictures
 from vitp.tasks.detect import UNCHOSEN, Detector, Looked, ObjectInference, Shown, score_objects
+from vitp.train.distributed import Ranks
 
 # Where the score from which finds are shown comes from.
 Origin = Literal["chosen on the validation images", "set in the recipe", "taken where no validation images chose one"]
@@ -93,6 +94,7 @@ def score_and_show(
     pictures: int,
     progress: Callable[[int, int], None],
     watch: Callable[[Looked], None] = lambda _: None,
+    ranks: Ranks = Ranks(),
 ) -> ScoredObjects:
     """Find the objects of images, compare them with the labels, and keep a few images.
 
@@ -106,11 +108,13 @@ def score_and_show(
         pictures: how many to keep.
         progress: told images done and how many there are.
         watch: told of every image.
+        ranks: who share the work; all call this. What rank 0 gets is of all images, what another gets of its own.
 
     Raises:
         DataError: an image or its labels cannot be used.
     """
-    gallery = Gallery[ShownObjects](len(indices), pictures)
+    part = ranks.part(len(indices))
+    gallery = Gallery[ShownObjects](len(indices), pictures, part.start)
     least, rotated, done = shown.inference.shown_from, model.form == "rotated", 0
 
     def look(seen: Looked) -> None:
@@ -121,9 +125,11 @@ def score_and_show(
         gallery.add(judged.wrong, draw, judged.mistakes)
         watch(seen)
         done += 1
-        progress(done, len(indices))
+        progress(done * len(indices) // len(part), len(indices))
 
-    metric = score_objects(model, data, indices, shown, bf16=bf16, masks=data.outlined, watch=look)
+    metric = shared_scores(model, data, indices, shown, ranks, bf16=bf16, masks=data.outlined, watch=look)
+    for kept in ranks.collect(gallery)[1:]:
+        gallery.merge(kept)
     matches = metric.matches()
     return ScoredObjects(
         metric,
@@ -132,6 +138,25 @@ def score_and_show(
         error_breakdown(model.classes, matches, least_score=least),
         tuple(gallery.by_wrong),
     )
+
+
+def shared_scores(
+    model: Detector,
+    data: DetectionData,
+    indices: Sequence[int],
+    shown: Shown,
+    ranks: Ranks,
+    *,
+    bf16: bool,
+    masks: bool,
+    watch: Callable[[Looked], None],
+) -> DetectionMetric:
+    """`score_objects` with each rank at its part of the images: on rank 0 of all of them."""
+    own = [indices[i] for i in ranks.part(len(indices))]
+    metric = ranks.together(lambda: score_objects(model, data, own, shown, bf16=bf16, masks=masks, watch=watch))
+    for other in ranks.collect(metric)[1:]:
+        metric.merge(other)
+    return metric
 
 
 def choose_threshold(
@@ -143,10 +168,12 @@ def choose_threshold(
     progress: Callable[[int, int], None],
     say: Callable[[str], None],
     known: DetectionMetric | None = None,
+    ranks: Ranks = Ranks(),
 ) -> tuple[Shown, Origin]:
     """With the score whose F1 is highest on the validation images; as it was where nothing is found on them, or none are.
 
-    `known` is what has been counted of all of them with these weights, where somebody has.
+    All `ranks` call this, share the work and get the same. `known` is what has been counted of all validation images with
+    these weights, where somebody has: on rank 0 of all, on the others not None either.
     """
     if shown.inference.threshold is not None:
         return shown, "set in the recipe"
@@ -161,12 +188,12 @@ def choose_threshold(
     def count(_: Looked) -> None:
         nonlocal done
         done += 1
-        progress(done, len(data.val))
+        progress(done * len(data.val) // len(ranks.part(len(data.val))), len(data.val))
 
     metric = known
     if metric is None:
-        metric = score_objects(model, data, data.val, shown, bf16=bf16, masks=False, watch=count)
-    best = best_threshold(model.classes, metric.matches()).overall
+        metric = shared_scores(model, data, data.val, shown, ranks, bf16=bf16, masks=False, watch=count)
+    best = ranks.lead(lambda: best_threshold(model.classes, metric.matches()).overall)
     if best is None:
         say(f"threshold: nothing is found on the validation images; {UNCHOSEN:g} for showing finds")
         return shown, "taken where no validation images chose one"

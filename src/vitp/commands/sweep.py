@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import traceback
@@ -24,6 +23,7 @@ from vitp.config import save
 from vitp.errors import OutputError, VitpError
 from vitp.files import write_json, write_text
 from vitp.train.checkpoint import list_checkpoints
+from vitp.train.distributed import refuse_ranks
 from vitp.train.loop import MARKER, check_same_recipe
 from vitp.train.task import Progress
 
@@ -169,11 +169,9 @@ def sweep(
     Raises:
         VitpError: any mistake that shows before the first point runs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise VitpError(
-            "a sweep runs its points in one process: start each with torchrun (--list prints their commands), then "
-            "tabulate with --resume"
-        )
+    refuse_ranks(
+        "a sweep", "start its points with torchrun (--list prints their commands), then tabulate with --resume"
+    )
     plan = plan_sweep(described(recipe, axes, overrides, then, kind, variants))
     _check_folder(plan.folder, resume=resume, overwrite=overwrite)
     for downstream in plan.then:

@@ -29,6 +29,7 @@ from vitp.report.html import Curve, LineChart, Section
 from vitp.tasks.dense import save_described
 from vitp.train.average import WeightAverage
 from vitp.train.checkpoint import list_checkpoints, load_model, load_tensors
+from vitp.train.distributed import Ranks
 from vitp.train.evaluating import evaluating
 from vitp.train.task import Observation
 from vitp.train.trackers import read_evaluations
@@ -111,7 +112,7 @@ class Validated(Generic[M]):
     keep: Literal["last", "best"]
     step: int  # after which the weights were as they are kept
     curve: tuple[tuple[int, float], ...]  # (step, score)
-    counted: M | None  # of these weights; None where that was done by an earlier process
+    counted: M | None  # of these weights (on rank 0: in all images); None where that was done by an earlier process
 
     @property
     def score(self) -> float | None:
@@ -148,6 +149,7 @@ class Validation(Generic[M]):
         out: Path,
         steps: int,
         say: Callable[[str], None],
+        ranks: Ranks = Ranks(),
     ) -> None:
         """Nothing is looked at yet.
 
@@ -159,11 +161,13 @@ class Validation(Generic[M]):
             out: the run's folder.
             steps: of the whole run; the weights after the last are always scored.
             say: receives a line for each validation, and how far a long one is.
+            ranks: the processes of the run, which share the images; rank 0 judges and writes.
         """
         self.model, self.images, self.config = model, images, config
         self.scorer: Scorer[M] = scorer
-        self.steps, self.say, self.out = steps, say, out
+        self.steps, self.say, self.out, self.ranks = steps, say, out, ranks
         self._best = _Best(out)
+        self._begun = False
         self._average: WeightAverage | None = None
         self._counted: dict[int, M] = {}  # step -> what was found, of the weights that may be kept
 
@@ -173,23 +177,27 @@ class Validation(Generic[M]):
 
     def __call__(self, step: int) -> Observation | None:
         """Score if `step` finished steps are the time for it; None otherwise."""
-        self._best.begin(step, PREFIX + self.scorer.metric)
+        if not self._begun:
+            self.ranks.lead(lambda: self._best.begin(step, PREFIX + self.scorer.metric))
+            self._begun = True
         if step == 0 or (step % self.config.every and step != self.steps):
             return None
         begun = time.perf_counter()
         try:
             with evaluating(self.model), self._weights():
                 counted = self._count(step)
-                numbers = {key: value for key, value in self.scorer.numbers(counted).items() if not math.isnan(value)}
-                score = numbers.get(self.scorer.metric)
-                better = self._keep(step, score, counted)
+                numbers, better = self.ranks.lead(lambda: self._judged(step, counted))
         except torch.OutOfMemoryError:
+            if not self.ranks.alone:
+                raise  # the others wait for this one
             self.say(
                 f"step {step}: the validation was left out, the device has no memory for it; lower inference.window "
                 "or the number of views"
             )
             return None
-        seconds = time.perf_counter() - begun
+        if self.config.keep == "last" or better:
+            self._counted = {step: counted}
+        score, seconds = numbers.get(self.scorer.metric), time.perf_counter() - begun
         self._tell(step, score, better, seconds)
         named = {PREFIX + self.scorer.metric: score} if score is not None else {}
         named |= {PREFIX + key: value for key, value in numbers.items()}
@@ -201,12 +209,10 @@ class Validation(Generic[M]):
         Raises:
             CheckpointError: the best weights are gone, or damaged.
         """
-        key = PREFIX + self.scorer.metric
-        found = [line for line in read_evaluations(self.out) if key in line]
-        curve = tuple((int(line["step"]), float(line[key])) for line in found)
+        curve = self.ranks.lead(self._curve)
         keep, step = self.config.keep, self.steps
         if keep == "best" and curve:
-            step = self._best.load(self.model)
+            step = self.ranks.together(lambda: self._best.load(self.model))
             self.say(f"validation: the weights of step {step} are kept, the best of {len(curve)}")
         elif keep == "best":
             keep = "last"
@@ -225,16 +231,20 @@ class Validation(Generic[M]):
 
         return self.scorer.count(self.images, told)
 
-    def _keep(self, step: int, score: float | None, counted: M) -> bool:
-        """Take note of weights that may be the ones to keep; says whether they are the best so far."""
+    def _curve(self) -> tuple[tuple[int, float], ...]:
+        key = PREFIX + self.scorer.metric
+        found = [line for line in read_evaluations(self.out) if key in line]
+        return tuple((int(line["step"]), float(line[key])) for line in found)
+
+    def _judged(self, step: int, counted: M) -> tuple[dict[str, float], bool]:
+        """The scores, and whether they are of the best weights so far, which are then taken note of."""
+        numbers = {key: value for key, value in self.scorer.numbers(counted).items() if not math.isnan(value)}
+        score, best = numbers.get(self.scorer.metric), self._best.score
         self._best.tidy()
-        best = self._best.score
         better = score is not None and (best is None or score > best)
         if better and score is not None:
             self._best.put(self.model, step, score, self.scorer.metric, write=self.config.keep == "best")
-        if self.config.keep == "last" or better:
-            self._counted = {step: counted}
-        return better
+        return numbers, better
 
     def _tell(self, step: int, score: float | None, better: bool, seconds: float) -> None:
         if score is None:
@@ -256,7 +266,7 @@ class _Best:
     """
 
     def __init__(self, out: Path) -> None:
-        self._out, self._begun = out, False
+        self._out = out
         self.step: int | None = None
         self.score: float | None = None
 
@@ -270,9 +280,6 @@ class _Best:
         Raises:
             CheckpointError: the best weights are damaged.
         """
-        if self._begun:
-            return
-        self._begun = True
         for file in self._files():
             if _step_of(file) >= step:
                 file.unlink()

@@ -187,11 +187,24 @@ def padded(images: Sequence[Tensor], fill: Sequence[float], least: int = 0) -> t
     """
     sizes: list[Size] = [(int(i.shape[-2]), int(i.shape[-1])) for i in images]
     height, width = (-(-max(least, *side) // MULTIPLE) * MULTIPLE for side in zip(*sizes, strict=True))
-    colour = torch.tensor([round(255 * channel) for channel in fill], dtype=torch.uint8, device=images[0].device)
-    batch = colour.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
+    batch = _blank(len(images), (height, width), fill, images[0].device)
     for place, image, (h, w) in zip(batch, images, sizes, strict=True):
         place[:, :h, :w] = image
     return batch, sizes
+
+
+def padded_to(batch: Tensor, size: Size, fill: Sequence[float]) -> Tensor:
+    """A batch of `padded` [B, 3, h, w] as it would be beside larger images: [B, 3, H, W], `size` being what they need."""
+    if (batch.shape[-2], batch.shape[-1]) == size:
+        return batch
+    whole = _blank(len(batch), size, fill, batch.device)
+    whole[..., : batch.shape[-2], : batch.shape[-1]] = batch
+    return whole
+
+
+def _blank(count: int, size: Size, fill: Sequence[float], device: torch.device) -> Tensor:
+    colour = torch.tensor([round(255 * channel) for channel in fill], dtype=torch.uint8, device=device)
+    return colour.view(1, 3, 1, 1).repeat(count, 1, *size)
 
 
 # --------------------------------------------------------------------------------------------- the steps, each with its map

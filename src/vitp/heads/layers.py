@@ -5,8 +5,7 @@ Shape legend: B images, C channels, h x w cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +55,84 @@ def classifier(channels: int, classes: int) -> nn.Conv2d:
     return layer
 
 
-def too_few_for_batch_norm(module: nn.Module, sizes: Sequence[int]) -> bool:
-    """Whether `module` holds batch norm and one of the micro-batches has a single image and no other process helps."""
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    return alone and min(sizes) < 2 and any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether what `module` computes for an image depends, while it learns, on the others of a forward pass."""
+    return any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
 
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Batch norms that share their statistics over processes, where there are several and they hold GPUs (released: SyncBN).
+def synchronise_batch_norm(model: nn.Module, group: Any) -> nn.Module:
+    """Batch norms that share their statistics over processes (released: SyncBN), or the model as it is where there is one.
 
-    torch has no synchronised batch norm for CPUs; there the model comes back as it is.
+    Args:
+        model: on its device; its parameters and buffers stay the same ones.
+        group: the processes, joined over the devices' network; all of them must make equally many forward passes. None: one
+            process.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() < 2 or next(model.parameters()).device.type == "cpu":
+    if group is None or not has_batch_norm(model):
         return model
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return converted
+    if next(model.parameters()).device.type != "cpu":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model, group)  # type: ignore[no-untyped-call]
+        return converted
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, SharedBatchNorm(child, group))
+    return model
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Synchronised batch norm for CPUs, where torch has none; equal to a batch norm that sees all processes' images."""
+
+    def __init__(self, norm: nn.BatchNorm2d, group: Any) -> None:
+        """Take over the parameters and statistics of `norm`; `group`: the processes."""
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.weight, self.bias, self.training = norm.weight, norm.bias, norm.training
+        for name, buffer in norm.named_buffers():
+            setattr(self, name, buffer)
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same shape; B may differ between the processes."""
+        if not self.training:
+            return super().forward(x)
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        numbers = x.float()
+        cells = torch.tensor([numbers.numel() / x.shape[1]], dtype=torch.float64)
+        totals = self._total(torch.cat([numbers.sum((0, 2, 3)).double(), cells]))
+        count = totals[-1].detach()
+        mean = (totals[:-1] / count).float()
+        centred = numbers - mean[:, None, None]
+        variance = (self._total(centred.square().sum((0, 2, 3)).double()) / count).float()
+        with torch.no_grad():
+            unbiased = (variance * (count / (count - 1))).float()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        scale = (variance + self.eps).rsqrt() * self.weight
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _total(self, numbers: Tensor) -> Tensor:
+        total: Tensor = _Total.apply(numbers, self.group)
+        return total
+
+
+class _Total(torch.autograd.Function):
+    """Numbers added up over processes; every process' loss depends on each of them, so gradients are added up alike."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _added(numbers, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _added(gradient, ctx.group), None
+
+
+def _added(numbers: Tensor, group: Any) -> Tensor:
+    total = numbers.clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total

@@ -5,20 +5,25 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
+def _same(one: T) -> T:
+    return one
+
+
 class Gallery(Generic[T]):
     """Told of every image in turn; keeps a few, and asks for no more than it keeps."""
 
-    def __init__(self, total: int, wanted: int) -> None:
-        """For `total` images, `wanted` of which are kept."""
+    def __init__(self, total: int, wanted: int, first: int = 0) -> None:
+        """For `total` images, `wanted` of which are kept; this one is told of those from number `first` on (`merge`)."""
         self._spread = max(0, math.ceil(wanted / 2))
         self._most = max(0, wanted - self._spread)
         self._every = max(1, math.ceil(total / self._spread)) if self._spread else total + 1
-        self._seen = 0
+        self._seen = first
         self._even: list[tuple[float, float, int, T]] = []
         self._heap: list[tuple[float, float, int, T]] = []  # the least wrong on top
 
@@ -34,12 +39,21 @@ class Gallery(Generic[T]):
         self._seen += 1
         if number % self._every == 0 and len(self._even) < self._spread:
             self._even.append((wrong, count, -number, make()))
-        elif self._most and not math.isnan(wrong):
-            entry = (wrong, count, -number)
-            if len(self._heap) < self._most:
-                heapq.heappush(self._heap, (*entry, make()))
-            elif entry > self._heap[0][:3]:
-                heapq.heapreplace(self._heap, (*entry, make()))
+        elif not math.isnan(wrong):
+            self._judge((wrong, count, -number), make)
+
+    def _judge(self, entry: tuple[float, float, int], make: Callable[[], T]) -> None:
+        """Keep an image if it is among the worst so far."""
+        if len(self._heap) < self._most:
+            heapq.heappush(self._heap, (*entry, make()))
+        elif self._most and entry > self._heap[0][:3]:
+            heapq.heapreplace(self._heap, (*entry, make()))
+
+    def merge(self, other: Gallery[T]) -> None:
+        """Add what another gallery of the same images and the same wishes kept of those that come after this one's."""
+        self._even += other._even
+        for wrong, count, place, one in other._heap:
+            self._judge((wrong, count, place), partial(_same, one))
 
     @property
     def even(self) -> list[T]:

@@ -16,9 +16,11 @@ from torch import nn
 from vitp.backbone.dense import DenseBackbone
 from vitp.backbone.vit import METADATA, read_metadata
 from vitp.config import Config
-from vitp.errors import CheckpointError
+from vitp.errors import CheckpointError, ConfigError
 from vitp.files import write_atomic
+from vitp.heads.layers import has_batch_norm
 from vitp.train.checkpoint import model_tensors
+from vitp.train.distributed import Ranks
 from vitp.train.draws import Purpose, generator
 from vitp.train.keyed_drop import KeyedDrop
 from vitp.train.optim import ParameterGroup
@@ -64,6 +66,35 @@ def items_of_step(train: Sequence[int], seed: int, step: int, batch_size: int) -
             orders[epoch] = generator(seed, Purpose.MIXTURE, 3, epoch).permutation(len(train)).tolist()
         found.append(train[orders[epoch][at]])
     return found
+
+
+def check_parts(model: nn.Module, batch_size: int, micro_batch: int, ranks: Ranks) -> None:
+    """See that every rank has a part of each step, and that batch norm can learn from it.
+
+    Raises:
+        ConfigError: more ranks than images; batch norm on one image alone, or on ranks that make unequally many forward passes
+            (which wait for one another's statistics).
+    """
+    if batch_size < ranks.size:
+        raise ConfigError(
+            f"batch_size: a step of {batch_size} images leaves some of the {ranks.size} ranks without one; raise batch_size, or "
+            f"start at most {batch_size} ranks"
+        )
+    if not has_batch_norm(model):
+        return
+    last = batch_size % micro_batch or micro_batch
+    if ranks.alone and last < 2:
+        raise ConfigError(
+            f"micro_batch: batch norm cannot learn from one image alone, and a batch of {batch_size} in micro-batches "
+            f"of {micro_batch} has such a one; choose other sizes, or set norm: group in head and auxiliary"
+        )
+    passes = [-(-len(part) // micro_batch) for part in ranks.parts(batch_size)]
+    if min(passes) < max(passes):
+        raise ConfigError(
+            f"batch_size: batch norm learns from the images of all ranks, which must make equally many forward passes, and a "
+            f"batch of {batch_size} on {ranks.size} ranks in micro-batches of {micro_batch} makes {min(passes)} on some and "
+            f"{max(passes)} on others; take a batch_size that {ranks.size} divides, or set norm: group in head and auxiliary"
+        )
 
 
 def hand_uniforms(model: nn.Module, seed: int, step: int, slots: Sequence[int], device: torch.device) -> None:

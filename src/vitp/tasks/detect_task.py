@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from vitp.boxes.objects import Objects
 from vitp.datasets.layout import Item
-from vitp.datasets.object_transforms import ObjectAugmentConfig, augment_objects, padded
-from vitp.tasks.dense import backbone_groups, hand_uniforms, items_of_step
+from vitp.datasets.object_transforms import ObjectAugmentConfig, Size, augment_objects, padded, padded_to
+from vitp.tasks.dense import backbone_groups, check_parts, hand_uniforms, items_of_step
 from vitp.tasks.detect import Detector
+from vitp.train.distributed import Ranks
 from vitp.train.feeding import working_on
 from vitp.train.optim import ParameterGroup
 from vitp.train.task import StepBatch
@@ -29,10 +30,13 @@ class DetectMicro:
     samples: int  # images in the step
     step: int
     slots: tuple[int, ...]  # of these images in the step
+    fill: tuple[float, float, float]  # colour (0-1) of the padding
+    extent: Size  # (H, W) of the whole step's images
 
     def to(self, device: torch.device) -> DetectMicro:
-        """Itself with its images on `device`; boxes follow when their targets are made."""
-        return replace(self, images=self.images.to(device, non_blocking=True))
+        """Itself with its images on `device`, padded there to the whole step's size; boxes follow when their targets are made."""
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=padded_to(images, self.extent, self.fill))
 
     def pin_memory(self) -> DetectMicro:
         """Itself with its images in pinned memory."""
@@ -44,6 +48,11 @@ class DetectMicro:
         for number, objects in enumerate(self.objects):
             found |= {f"boxes_{number}": objects.boxes, f"labels_{number}": objects.labels}
         return found
+
+    def of_step(self, weight: float, extent: tuple[int, int] | None) -> DetectMicro:
+        """Itself in a step whose largest image, of all ranks, needs `extent`."""
+        assert extent is not None
+        return replace(self, extent=extent)
 
 
 class Scenes(Protocol):
@@ -77,46 +86,54 @@ class DetectData:
         augmentation: ObjectAugmentConfig,
         seed: int,
         fill: tuple[float, float, float],
+        ranks: Ranks = Ranks(),
     ) -> None:
-        """Steps of `batch_size` images in micro-batches; `fill` is the colour (0-1) of what pads them."""
+        """Steps of `batch_size` images, of which this one of the `ranks` lays out its part in micro-batches.
+
+        `fill` is the colour (0-1) of what pads them.
+        """
         self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
-        self.augmentation, self.seed, self.fill = augmentation, seed, fill
+        self.augmentation, self.seed, self.fill, self.ranks = augmentation, seed, fill, ranks
 
     def chosen(self, step: int) -> list[int]:
         """Items of a step: every epoch is a permutation of the training images of its own."""
         return items_of_step(self.data.train, self.seed, step, self.batch_size)
 
     def step_batch(self, step: int) -> StepBatch:
-        """Read, augment and pad the images of a step; all to one size, so that it does not matter how the step is cut.
+        """Read, augment and pad the images of a step, or of this rank's part of it; all to one size, so that it does not matter
+        how the step is cut.
 
         Raises:
             DataError: an image cannot be used.
         """
-        chosen = self.chosen(step)
+        chosen, part = self.chosen(step), self.ranks.part(self.batch_size)
         images, objects = [], []
-        for slot, index in enumerate(chosen):
+        for slot in part:
             working_on(slot)
-            image, shown = self.data.read(index)
+            image, shown = self.data.read(chosen[slot])
             image, found = augment_objects(
                 image, shown, self.augmentation, self.seed, step, slot, classes=self.data.classes
             )
             images.append(image)
             objects.append(found)
         batch, sizes = padded(images, self.fill)
+        extent = (batch.shape[-2], batch.shape[-1])
         micros = [
             DetectMicro(
-                batch[slots[0] : slots[-1] + 1],
-                tuple(objects[i] for i in slots),
-                tuple(sizes[i] for i in slots),
+                batch[cut],
+                tuple(objects[cut]),
+                tuple(sizes[cut]),
                 len(chosen),
                 step,
-                slots,
+                tuple(part[cut]),
+                self.fill,
+                extent,
             )
-            for slots in _cut(len(chosen), self.micro_batch)
+            for cut in (slice(first, first + self.micro_batch) for first in range(0, len(part), self.micro_batch))
         ]
-        counts = {"samples": float(len(chosen)), "objects": float(sum(len(o) for o in objects))}
-        names = [str(self.data.items[i].image) for i in chosen]
-        return StepBatch(micros, weight=float(len(chosen)), counts=counts, samples=names)
+        counts = {"samples": float(len(part)), "objects": float(sum(len(o) for o in objects))}
+        names = [str(self.data.items[chosen[slot]].image) for slot in part]
+        return StepBatch(micros, weight=float(len(part)), counts=counts, samples=names, extent=extent)
 
 
 class DetectTask:
@@ -125,6 +142,12 @@ class DetectTask:
     def __init__(
         self, model: Detector, data: DetectData, *, backbone_lr: float, head_lr: float, layer_decay: float = 1.0
     ) -> None:
+        """A task.
+
+        Raises:
+            ConfigError: more ranks than images in a step.
+        """
+        check_parts(model, data.batch_size, data.micro_batch, data.ranks)
         self.model: nn.Module = model
         self.detector, self.data = model, data
         self._backbone_lr, self._head_lr, self._layer_decay = backbone_lr, head_lr, layer_decay
@@ -155,7 +178,3 @@ class DetectTask:
         every = torch.stack(list(losses.values()))
         shares = (every.detach() / micro.samples).tolist()
         return every.sum(), {f"{name}_loss": share for name, share in zip(losses, shares, strict=True)}
-
-
-def _cut(count: int, size: int) -> list[tuple[int, ...]]:
-    return [tuple(range(first, min(first + size, count))) for first in range(0, count, size)]

@@ -18,11 +18,11 @@ from vitp.datasets.masks import MaskFolder
 from vitp.datasets.transforms import AugmentConfig, augment
 from vitp.datasets.volumes import VolumeFolder
 from vitp.errors import ConfigError
-from vitp.heads.layers import too_few_for_batch_norm
 from vitp.heads.losses import LossTerms, segmentation_loss
 from vitp.metrics.segmentation import IGNORE
-from vitp.tasks.dense import backbone_groups, hand_uniforms, items_of_step
+from vitp.tasks.dense import backbone_groups, check_parts, hand_uniforms, items_of_step
 from vitp.tasks.segment import Segmenter
+from vitp.train.distributed import Ranks
 from vitp.train.feeding import working_on
 from vitp.train.optim import ParameterGroup
 from vitp.train.task import StepBatch
@@ -34,7 +34,7 @@ class SegmentMicro:
 
     images: Tensor
     masks: Tensor
-    pixels: float  # by which the loop divides the step's loss: labelled pixels, or all
+    pixels: float  # by which the loop divides the step's loss: labelled pixels, or all, of the whole step
     samples: int  # images in the step
     step: int
     slots: tuple[int, ...]  # of these images in the step
@@ -51,6 +51,10 @@ class SegmentMicro:
     def tensors(self) -> dict[str, Tensor]:
         """What is saved when the loss is not finite."""
         return {"images": self.images, "masks": self.masks}
+
+    def of_step(self, weight: float, extent: tuple[int, int] | None) -> SegmentMicro:
+        """Itself in a step of `weight` pixels on all ranks."""
+        return replace(self, pixels=weight)
 
 
 class Pictures(Protocol):
@@ -80,10 +84,14 @@ class StepData(ABC, Generic[D]):
         augmentation: AugmentConfig,
         seed: int,
         average: Literal["labelled", "all"] = "labelled",
+        ranks: Ranks = Ranks(),
     ) -> None:
-        """Steps of `batch_size` samples in micro-batches, whose loss is a mean over `average` pixels."""
+        """Steps of `batch_size` samples, of which this one of the `ranks` lays out its part in micro-batches.
+
+        Their loss is a mean over `average` pixels.
+        """
         self.data, self.batch_size, self.micro_batch = data, batch_size, micro_batch
-        self.augmentation, self.seed, self.average = augmentation, seed, average
+        self.augmentation, self.seed, self.average, self.ranks = augmentation, seed, average, ranks
 
     @abstractmethod
     def crop(self, index: int, step: int, slot: int) -> tuple[Tensor, Tensor]:
@@ -94,25 +102,27 @@ class StepData(ABC, Generic[D]):
         return items_of_step(self.data.train, self.seed, step, self.batch_size)
 
     def step_batch(self, step: int) -> StepBatch:
-        """Read, crop and stack the images of a step.
+        """Read, crop and stack the images of a step, or of this rank's part of it.
 
         Raises:
             DataError: an image or a mask cannot be used.
         """
-        chosen = self.chosen(step)
+        chosen, part = self.chosen(step), self.ranks.part(self.batch_size)
         crops = []
-        for slot, i in enumerate(chosen):
+        for slot in part:
             working_on(slot)
-            crops.append(self.crop(i, step, slot))
+            crops.append(self.crop(chosen[slot], step, slot))
         images, masks = torch.stack([i for i, _ in crops]), torch.stack([m for _, m in crops])
-        pixels = float(masks.numel() if self.average == "all" else max(1, int((masks != IGNORE).sum())))
-        cuts = [torch.split(x, self.micro_batch) for x in (images, masks, torch.arange(len(chosen)))]
+        pixels = float(masks.numel() if self.average == "all" else int((masks != IGNORE).sum()))
+        if self.ranks.alone:
+            pixels = max(1.0, pixels)
+        cuts = [torch.split(x, self.micro_batch) for x in (images, masks, torch.tensor(part))]
         micros = [
             SegmentMicro(i, m, pixels, len(chosen), step, tuple(slots.tolist()))
             for i, m, slots in zip(*cuts, strict=True)
         ]
-        names = [str(self.data.items[i].image) for i in chosen]
-        return StepBatch(micros, weight=pixels, counts={"samples": float(len(chosen))}, samples=names)
+        names = [str(self.data.items[chosen[slot]].image) for slot in part]
+        return StepBatch(micros, weight=pixels, counts={"samples": float(len(part))}, samples=names)
 
 
 class SegmentData(StepData[MaskFolder | VolumeFolder]):
@@ -139,7 +149,7 @@ class SegmentTask:
         """A task.
 
         Raises:
-            ConfigError: batch norm with micro-batches of one image, or another number of class weights than of classes.
+            ConfigError: another number of class weights than of classes, or steps that cannot be learned from (`check_parts`).
         """
         self.model: nn.Module = model
         self.segmenter, self.data = model, data
@@ -150,12 +160,7 @@ class SegmentTask:
                 f"loss.class_weights holds {len(loss.class_weights)} weights for {len(model.classes)} classes "
                 f"({', '.join(model.classes)}); give one a class"
             )
-        last = data.batch_size % data.micro_batch or data.micro_batch
-        if too_few_for_batch_norm(model, [last]):
-            raise ConfigError(
-                f"micro_batch: batch norm cannot learn from one image alone, and a batch of {data.batch_size} in micro-batches "
-                f"of {data.micro_batch} has such a one; choose other sizes, or set norm: group in head and auxiliary"
-            )
+        check_parts(model, data.batch_size, data.micro_batch, data.ranks)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """ViT and features (by depth where the rate decays), and the heads."""

@@ -54,6 +54,14 @@ class Ranks:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
+    def parts(self, count: int) -> list[range]:
+        """The run of `count` things that each rank is given, by rank: all of them in order, shared as evenly as can be."""
+        return [range(count * rank // self.size, count * (rank + 1) // self.size) for rank in range(self.size)]
+
+    def part(self, count: int) -> range:
+        """The run that this rank is given of `count` things."""
+        return self.parts(count)[self.rank]
+
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank; values are pickled between the ranks of this run."""
         if self.alone:
@@ -61,6 +69,14 @@ class Ranks:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def collect(self, value: T) -> list[T]:
+        """On rank 0 every rank's value, by rank, as `gather`; the others get their own alone, so that large ones travel once."""
+        if self.alone:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(value, found)
+        return [value] if found is None else found
 
     def together(self, work: Callable[[], T]) -> T:
         """Let every rank do something that may fail; if it fails on any, it fails on all, and rank 0 says it once.
@@ -123,7 +139,7 @@ class Ranks:
                     )
 
     def shared(self, batch: StepBatch) -> StepBatch:
-        """A rank's part of a step, told the whole step's weight, counts and skipped samples.
+        """A rank's part of a step, told the whole step's weight, extent, counts and skipped samples.
 
         Numbers travel between CPUs, so no device waits; the weight is thus known before the forward pass.
         """
@@ -135,8 +151,21 @@ class Ranks:
         )
         dist.all_reduce(numbers)
         weight, skipped, *counts = numbers.tolist()
+        weight = weight or 1.0  # nothing in the step counts: its loss is 0, as in one process
+        extent = batch.extent
+        if extent is not None:
+            largest = torch.tensor(extent)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            extent = (int(largest[0]), int(largest[1]))
         everywhere = [record for part in self.gather(batch.skipped) for record in part] if skipped else []
-        return replace(batch, weight=weight, counts=dict(zip(names, counts, strict=True)), skipped=everywhere)
+        return replace(
+            batch,
+            micros=[micro.of_step(weight, extent) for micro in batch.micros],
+            weight=weight,
+            counts=dict(zip(names, counts, strict=True)),
+            skipped=everywhere,
+            extent=extent,
+        )
 
     def see_the_same_folder(self, folder: Path) -> None:
         """See that `folder`, which rank 0 has made, is the same place for all.
@@ -193,16 +222,18 @@ def ranks_started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def refuse_ranks(command: str) -> None:
-    """For commands that one process runs.
+def refuse_ranks(
+    what: str, fix: str = "start it without torchrun (`vitp pretrain` and `vitp finetune` run on many)"
+) -> None:
+    """For what one process does; `what` and `fix` are the ends of the sentence.
 
     Raises:
-        ConfigError: torchrun started several.
+        ConfigError: torchrun started several, on rank 0.
+        StoppedElsewhereError: likewise, on the others.
     """
     if ranks_started() > 1:
-        raise ConfigError(
-            f"`vitp {command}` runs in one process; start it without torchrun (`vitp pretrain` runs on many)"
-        )
+        rank = int(os.environ.get("RANK", "0"))
+        raise Ranks(rank, ranks_started()).told(ConfigError(f"{what} runs in one process; {fix}"))
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from vitp.train.optim import (
     uses_bf16_weights,
 )
 from vitp.train.saver import saver_for
+from vitp.train.step_sums import StepSums
 from vitp.train.strategies import choose_strategy, local_part
 from vitp.train.task import Observation, Progress, StepBatch, Task
 from vitp.train.trackers import SilentTracker, Tracker
@@ -153,9 +154,12 @@ class _Run:
         self.device = choose_device(config.device)
         self.bf16 = uses_bf16(config.precision, self.device)
         self.strategy = choose_strategy(config.strategy, ranks, self.device)
+        self.sums = StepSums(ranks, self.strategy, self.device)
         freeze(task.parameter_groups())
         self.bf16_weights = uses_bf16_weights(config.weights, self.device, ranks.size, bf16=self.bf16)
-        self.model = self.strategy.prepare(synchronise_batch_norm(task.model.to(self.device)), bf16=self.bf16)
+        self.model = self.strategy.prepare(
+            synchronise_batch_norm(task.model.to(self.device), self.strategy.group), bf16=self.bf16
+        )
         masters = to_bf16_weights(self.model) if self.bf16_weights else None
         self.groups = task.parameter_groups()  # anew: a strategy may put parts in place of parameters
         if all(group.lr <= 0 for group in self.groups):
@@ -194,9 +198,10 @@ class _Run:
             for key, value in logs.items():
                 extra[key] = extra.get(key, 0.0) + value
         self.strategy.sum_gradients()
-        total = self.strategy.total(loss_total)
+        totals = self.sums.total(loss_total, extra)
         limit = self.config.clip_norm or math.inf
-        loss, norm = torch.stack([total, self.strategy.clip(self.parameters, limit).double()]).tolist()
+        norm, loss, *others = torch.cat([self.strategy.clip(self.parameters, limit).double().view(1), totals]).tolist()
+        extra = self.sums.named(others, extra)
         for what, value in (("the loss", loss), ("the gradient", norm)):
             if not math.isfinite(value):
                 raise self.ranks.told(_stop_not_finite(self.out, step + 1, what, batch, self.model, self.ranks))

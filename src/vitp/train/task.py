@@ -25,16 +25,25 @@ class MicroBatch(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name, saved when the loss is not finite."""
 
+    def of_step(self, weight: float, extent: tuple[int, int] | None) -> MicroBatch:
+        """Itself, told what only all ranks together know of a step; one process, which laid out all of it, never calls it.
+
+        Args:
+            weight: the whole step's (`StepBatch.weight`).
+            extent: the largest of all ranks' (`StepBatch.extent`).
+        """
+
 
 @dataclass(frozen=True)
 class StepBatch:
     """One optimiser step's data, a pure function of the step number."""
 
     micros: list[Any]
-    weight: float  # the gradient is the sum over micros of d(loss_sum), divided by this
+    weight: float  # the gradient is the sum over micros of d(loss_sum), divided by this; a rank's part of it adds up
     counts: dict[str, float] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)  # where each sample stands, for messages
     skipped: list[dict[str, Any]] = field(default_factory=list)
+    extent: tuple[int, int] | None = None  # (H, W) of its images, where all images of a step have the same
 
     def pin_memory(self) -> StepBatch:
         """The same step in pinned memory; torch's loader calls this where a GPU is to copy from it."""

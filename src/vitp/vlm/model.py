@@ -65,6 +65,10 @@ class PackTensors:
         """The same pack in pinned memory."""
         return self._each(Tensor.pin_memory)
 
+    def of_step(self, weight: float, extent: tuple[int, int] | None) -> PackTensors:
+        """Itself: a pack's loss does not depend on the rest of its step."""
+        return self
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackTensors:
         changed: dict[str, Any] = {n: change(t) for n, t in self.tensors().items() if n not in _ON_HOST}
         return replace(self, **changed)
