@@ -7,4 +7,5 @@ import torch.distributed.tensor
 import torch.utils.tensorboard  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM  # noqa: F401
 
+import vitp.commands.finetune
 import vitp.commands.pretrain  # noqa: F401

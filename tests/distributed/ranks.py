@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -85,3 +85,16 @@ def run_pretrain(recipe: Path, overrides: list[str], resume: bool = False) -> No
     from vitp.commands.pretrain import pretrain
 
     pretrain(recipe, overrides, resume=resume)
+
+
+def finetuned(folder: Path, size: int, calls: Sequence[tuple[Path, list[str], bool]]) -> None:
+    """Fine-tune on ranks that all end well: one run after another, each a recipe, its overrides, and whether it resumes."""
+    started = Started(folder, size, run_finetunes, calls)
+    assert started.join() == [0] * size, started.said()
+
+
+def run_finetunes(calls: Sequence[tuple[Path, list[str], bool]]) -> None:
+    from vitp.commands.finetune import finetune
+
+    for recipe, overrides, resume in calls:
+        finetune(recipe, overrides, resume=resume)

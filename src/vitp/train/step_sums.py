@@ -52,8 +52,8 @@ class StepSums:
         return dict(zip(self._names, values, strict=True))
 
     def _agree(self, extra: dict[str, float]) -> None:
-        found = self._ranks.gather(sorted({*extra, *(self._names or ())}))
-        self._names = tuple(sorted({name for names in found for name in names}))
+        found = self._ranks.gather([*(self._names or ()), *extra])
+        self._names = tuple(dict.fromkeys(name for names in found for name in names))
 
     def _row(self, extra: dict[str, float]) -> Tensor:
         """What this rank has, in the order of the names, and whether it has one without a name."""
