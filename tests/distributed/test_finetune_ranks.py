@@ -312,19 +312,33 @@ def damaged_test_image(data: Path) -> None:
         (data / f"images/{name}.png").write_bytes((data / f"images/{name}.png").read_bytes()[:200])
 
 
+def relabelled(data: Path) -> None:
+    text = (data / "labels.json").read_text()
+    (data / "labels.json").write_text(text.replace('"category_id": 1', '"category_id": 0', 1))
+
+
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("case", "spoil", "expected"),
     [
-        (gone, r"rank 1 on \S+ has data\.images '\w+' where rank 0 on \S+ has '\w+'; start all ranks with the same"),
-        (damaged_test_image, r"rank 1: \S+images/[678]\.png: "),  # found out when the test images are scored
+        (
+            "dice",
+            gone,
+            r"rank 1 on \S+ has data\.images '\w+' where rank 0 on \S+ has '\w+'; start all ranks with the same",
+        ),
+        (
+            "mask",
+            relabelled,
+            r"rank 1 on \S+ has labels \d+ where rank 0 on \S+ has \d+; give all nodes the same label",
+        ),
+        ("dice", damaged_test_image, r"rank 1: \S+images/[678]\.png: "),  # found out when the test images are scored
     ],
 )
 def test_what_one_rank_finds_ends_all(
-    recipes: dict[str, Path], folder: Path, spoil: Callable[[Path], None], expected: str
+    recipes: dict[str, Path], folder: Path, case: str, spoil: Callable[[Path], None], expected: str
 ) -> None:
     out = folder / f"ended-{spoil.__name__}"
     given = [[*place, f"out={out}"] for place in other_places(folder, spoil)]
-    started = Started(folder, 2, fail, recipes["dice"], given, per_rank=True)
+    started = Started(folder, 2, fail, recipes[case], given, per_rank=True)
     assert started.join() == [2, 2], started.said()
     (sentence,) = errors(started.said())
     assert re.match("error: " + expected, sentence), sentence

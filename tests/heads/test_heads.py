@@ -14,7 +14,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead
 from transformers.models.upernet.modeling_upernet import UperNetHead as TransformersHead
 
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig, LinearConfig, UPerNetConfig
-from vitp.heads.layers import norm_layer, synchronise_batch_norm
+from vitp.heads.layers import SharedBatchNorm, norm_layer, synchronise_batch_norm
 from vitp.heads.siamese import fuse, fused_channels
 from vitp.heads.upernet import AuxiliaryHead, UPerNetHead
 from vitp.train.keyed_drop import KeyedDropout2d
@@ -185,17 +185,43 @@ def test_dropout_takes_the_numbers_it_is_given() -> None:
     assert torch.equal(dropout.eval()(x), x)
 
 
-def test_batch_norm_is_synchronised_only_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = UPerNetConfig(width=16).build(CHANNELS, 3, seed=0)
-    assert synchronise_batch_norm(head) is head
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    norms = [m for m in synchronise_batch_norm(head).modules() if isinstance(m, nn.SyncBatchNorm)]
-    assert not norms  # CPU
-    before = {name: id(p) for name, p in head.to("meta").named_parameters()}
-    converted = synchronise_batch_norm(head)
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in converted.modules()) == 12
-    assert {name: id(p) for name, p in converted.named_parameters()} == before
+def _tensors(module: nn.Module) -> dict[str, int]:
+    return {name: id(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", SharedBatchNorm), ("meta", nn.SyncBatchNorm)])
+def test_batch_norm_is_synchronised_only_among_processes(device: str, kind: type[nn.Module]) -> None:
+    """With the group of the devices' own network, and the same parameters and statistics."""
+    head, group = UPerNetConfig(width=16).build(CHANNELS, 3, seed=0).to(device), object()
+    before = _tensors(head)
+    assert synchronise_batch_norm(head, None) is head
+    assert not any(isinstance(m, kind) for m in head.modules())
+    converted = synchronise_batch_norm(head, group)
+    norms = [m for m in converted.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    assert len(norms) == 12
+    assert all(type(m) is kind and (m.group if device == "cpu" else m.process_group) is group for m in norms)
+    assert _tensors(converted) == before
+
+
+def test_shared_batch_norm_of_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output, gradients and statistics, also in evaluation; what several processes make of it: tests/distributed."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: None)
+    x = torch.randn(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    found = []
+    for shared in (False, True):
+        norm = nn.BatchNorm2d(5)
+        nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(1))
+        if shared:
+            norm = SharedBatchNorm(norm, None)
+        given = x.clone().requires_grad_()
+        trained = norm(given)
+        (trained.sin() * x).sum().backward()
+        assert given.grad is not None
+        grads = [given.grad, norm.weight.grad, norm.bias.grad]
+        found.append([trained, *grads, norm.running_mean, norm.running_var, norm.eval()(x)])
+        assert int(norm.num_batches_tracked) == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------- fusion

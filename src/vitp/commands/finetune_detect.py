@@ -118,6 +118,8 @@ def finetune_detect(config: DetectConfig, start: Start = Start()) -> DetectResul
     start.check(config)
     data = ranks.together(lambda: _open(config))
     same = start.agreed(config, data)
+    if not ranks.alone:
+        ranks.agree({"labels": data.table.checksum}, "give all nodes the same label files")
     held = ranks.alike(lambda: validation_images(config.validation, data, config.data.root))
     report = ranks.lead(data.check)
     for line in report.lines():

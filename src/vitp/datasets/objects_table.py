@@ -6,10 +6,11 @@ Shape legend: I images, T objects of all images, N of one.
 from __future__ import annotations
 
 import difflib
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,15 @@ class ObjectTable:
     points: NDArray[np.float32] | None = None  # [P, 2]: of all outlines
     rings: NDArray[np.int64] | None = None  # [R + 1]: where each ring begins in `points`
     outlines: NDArray[np.int64] | None = None  # [T + 1]: where each object's rings begin in `rings`
+
+    @property
+    def checksum(self) -> int:
+        """Of everything above."""
+        total = 0
+        for one in fields(self):
+            column = np.asarray(getattr(self, one.name))
+            total = zlib.crc32(b"" if column.dtype == object else column.tobytes(), total)
+        return total
 
     def rows(self, index: int) -> slice:
         """The objects of an image."""
