@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.distributed.downstream import RECIPES, write_recipes
 from tests.distributed.ranks import Started, finetuned, run_finetunes
 from tests.distributed.test_failures import errors
-from tests.distributed.test_ranks import weights
+from tests.distributed.test_ranks import assert_same_weights
 from vitp.commands.finetune import finetune
 from vitp.train.checkpoint import list_checkpoints
 from vitp.train.trackers import read_log
@@ -73,10 +73,7 @@ def numbers(out: Path) -> dict[str, Any]:
 
 def assert_same_run(out: Path, expected: Path) -> None:
     """Weights, every number of the log, and the scores."""
-    one, other = weights(expected), weights(out)
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    assert_same_weights(out, expected)
     lines, others = read_log(expected), read_log(out)
     assert [line["step"] for line in others] == [1, 2, 3, 4]
     for a, b in zip(lines, others, strict=True):
