@@ -23,7 +23,13 @@ _RUN: dict[str, Any] = {
                         "heads": 2},
 }  # fmt: skip
 _PICTURES: dict[str, Any] = {"images": "images/*.png", "test_list": "test.txt"}
-_MASKS = {**_PICTURES, "masks": "masks/{stem}.png", "classes": ["ground", "red", "blue"], "ignore": IGNORED}
+_MASKS = {
+    **_PICTURES,
+    "masks": "masks/{stem}.png",
+    "classes": ["ground", "red", "blue"],
+    "ignore": IGNORED,
+    "val_list": "val.txt",
+}
 _PAIRS = {**_PICTURES, "images": "before/*.png", "after": "images/{name}", "masks": "masks/{name}",
           "classes": ["same", "changed"], "labels": {0: 0, 1: 1, 2: 1}, "ignore": IGNORED}  # fmt: skip
 _BOXES = {
@@ -44,7 +50,7 @@ _DETECT: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "dice": {
         **_CROPS, "data": _MASKS, "batch_size": 5, "micro_batch": 2, "loss": "cross_entropy+dice+lovasz",
-        "auxiliary": {"width": 16, "norm": "group"},
+        "auxiliary": {"width": 16, "norm": "group"}, "validation": {"every": 1, "keep": "best"},
     },
     "batch_norm": {
         **_CROPS, "data": _MASKS, "batch_size": 7, "head": {**_UPERNET, "norm": "batch"}, "auxiliary": {"width": 16},
@@ -56,6 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mask": {
         **_DETECT,
         "detector": {"kind": "mask_rcnn", "rpn": _RPN, "roi": _ROI, "mask": {"channels": 8, "convolutions": 1}},
+        "validation": {"every": 2, "keep": "best", "metric": "AR"},
     },
     "cascade": {**_DETECT, "micro_batch": 2, "detector": {"kind": "cascade_rcnn", "rpn": _RPN, "roi": _ROI}},
 }  # fmt: skip

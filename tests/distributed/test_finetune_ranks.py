@@ -21,7 +21,7 @@ from tests.distributed.test_failures import errors
 from tests.distributed.test_ranks import assert_same_weights
 from vitp.commands.finetune import finetune
 from vitp.train.checkpoint import list_checkpoints
-from vitp.train.trackers import read_log
+from vitp.train.trackers import read_evaluations, read_log
 
 CASES = list(RECIPES)
 
@@ -94,6 +94,20 @@ def test_two_ranks_are_one_run(alone: Path, two: Path, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_three_ranks_with_zero1_are_the_same_run(alone: Path, three: Path, case: str) -> None:
     assert_same_run(three / case, alone / case)
+
+
+def test_ranks_share_the_validation_and_keep_the_same_best(alone: Path, three: Path) -> None:
+    """One image for two of three ranks, none for the other."""
+    for case, steps in (("dice", [1, 2, 3, 4]), ("mask", [2, 4])):
+        found, expected = (read_evaluations(out / case) for out in (three, alone))
+        assert [line["step"] for line in found] == steps
+        for a, b in zip(expected, found, strict=True):
+            same = [key for key in a if key.startswith("validation/") and key != "validation/seconds"]
+            assert {key: b[key] for key in same} == pytest.approx({key: a[key] for key in same}, abs=1e-6)
+        kept = numbers(three / case)["validation"]
+        assert kept["images"] == 2
+        newest = max((three / case / "validation").iterdir())
+        assert newest.name == f"best_{kept['step']:08d}.safetensors"
 
 
 def test_the_log_holds_the_parts_of_the_loss(three: Path) -> None:
@@ -238,7 +252,7 @@ def test_rank_0_alone_speaks(recipes: dict[str, Path], folder: Path) -> None:
     (line,) = (folder / "stdout.txt").read_text().splitlines()
     assert json.loads(line)["out"] == str(out)
     assert math.isfinite(json.loads(line)["miou"])
-    for once in ("RANDOM weights", "data: 8 training and 3 test images", "report: "):
+    for once in ("RANDOM weights", "data: 6 training and 3 test images", "report: "):
         assert started.said().count(once) == 1, started.said()
     assert not re.search(r"^rank 1", started.said(), re.MULTILINE)
 
