@@ -233,6 +233,8 @@ def _finetune(config: FinetuneConfig, start: Start) -> FinetuneResult:
     validated = None if validation is None else validation.settle()
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
+    file = out / "model.safetensors"
+    ranks.lead(lambda: save_segmenter(file, task.segmenter, config.inference))
     told = counted(say, "scores", "test images")
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         scored = score_and_show(
@@ -240,13 +242,12 @@ def _finetune(config: FinetuneConfig, start: Start) -> FinetuneResult:
         )
 
     def write() -> FinetuneResult:
-        scores, file = scored.scores, out / "model.safetensors"
+        scores = scored.scores
         if scores.absent:
             say(
                 f"scores: {', '.join(scores.absent)} occur in neither test labels nor predictions; left out of the means"
             )
         curve = [] if validated is None else validated.sections()
-        save_segmenter(file, task.segmenter, config.inference)
         result = FinetuneResult(out, file, trained, scores, report, config.task == "change", validated)
         scored.write(out / REPORT, f"{config.name}, test images", config.data.background, curve)
         write_json(out / METRICS, result.numbers)

@@ -32,6 +32,7 @@ from vitp.datasets.objects_xml import read_xml_objects
 from vitp.datasets.report import band_notes
 from vitp.datasets.splits import Divided, Parts, Split, split_items
 from vitp.errors import DataError
+from vitp.images.decode import require_whole
 from vitp.images.read import image_size, read_image
 
 __all__ = [
@@ -107,15 +108,15 @@ class DetectionData(Divided):
         return image, settle(self.table, index, self.items[index], size)
 
     def check(self, threads: int = 4, *, parts: Sequence[Split] = SPLITS) -> ObjectReport:
-        """Look at the header of every image of some parts and at every object, and count.
+        """Look at the header and the end of every image of some parts and at every object, and count.
 
         Raises:
-            DataError: a header that cannot be read, an image of another size than its labels say, more unusable objects
-                than `tolerate`, or no object to learn from where the training images are looked at.
+            DataError: a truncated image, a header that cannot be read, an image of another size than its labels say, more
+                unusable objects than `tolerate`, or no object to learn from where the training images are looked at.
         """
         used = sorted({i for part in parts for i in self.indices(part)})
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(self.size, used):
+            for _ in pool.map(self._look, used):
                 pass
         findings, found = Findings(), {}
         for index in used:
@@ -132,6 +133,10 @@ class DetectionData(Divided):
         if "train" in parts and not any(report.objects["train"].values()):
             raise DataError("no training image shows an object that can be learned", str(self.config.root))
         return report
+
+    def _look(self, index: int) -> None:
+        require_whole(self.items[index].image)
+        self.size(index)
 
     def _checked(self, index: int, size: Size) -> Size:
         item = self.items[index]

@@ -16,6 +16,7 @@ from vitp.datasets.labels import LabelConfig, LabelReader
 from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, band_notes, count_labels, require_valid_pixels
 from vitp.datasets.splits import SplitConfig, split_items
+from vitp.images.decode import require_whole
 from vitp.images.georeference import require_same_grid
 from vitp.images.read import ImageConfig, read_image
 
@@ -81,11 +82,11 @@ class MaskFolder(LabelledFiles):
         return image, self.read_mask(index, (image.shape[1], image.shape[2]))
 
     def check(self, threads: int = 4) -> MaskReport:
-        """Read every mask of the parts once, and the header of its image, and count pixels by class.
+        """Read every mask of the parts once, and header and end of its image, and count pixels by class.
 
         Raises:
             DataError: the first image or mask that cannot be used: a value or colour that is no class, another size or
-                (of GeoTIFFs) another grid than the image, nothing but nodata, no labelled pixel to train on.
+                (of GeoTIFFs) another grid than the image, truncated, nothing but nodata, no labelled pixel to train on.
         """
 
         def look(index: int) -> NDArray[np.uint8]:
@@ -93,6 +94,7 @@ class MaskFolder(LabelledFiles):
             ids: NDArray[np.uint8] = self.read_mask(index).numpy()
             for mask in item.masks:
                 require_same_grid(item.image, mask)
+            require_whole(item.image)
             require_valid_pixels(item.image, self.config.reader)
             return ids
 

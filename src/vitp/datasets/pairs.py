@@ -17,6 +17,7 @@ from vitp.datasets.layout import LayoutConfig, belonging, find_images, group_of
 from vitp.datasets.report import MaskReport, band_notes, count_labels, require_valid_pixels
 from vitp.datasets.splits import SplitConfig, split_items
 from vitp.errors import DataError
+from vitp.images.decode import require_whole
 from vitp.images.georeference import require_same_grid
 from vitp.images.read import ImageConfig, image_size, read_image
 
@@ -106,7 +107,7 @@ class PairFolder(LabelledFiles):
 
         Raises:
             DataError: the first pair that cannot be used: dates of other sizes or (GeoTIFF) on other grids, a label of
-                another size or grid, a value or colour that is no class, nothing but nodata in a date.
+                another size or grid, a value or colour that is no class, a truncated date, nothing but nodata in one.
         """
 
         def look(index: int) -> NDArray[np.uint8]:
@@ -118,6 +119,7 @@ class PairFolder(LabelledFiles):
             for mask in item.masks:
                 require_same_grid(item.image, mask)
             for date in (item.image, item.after):
+                require_whole(date)
                 require_valid_pixels(date, self.config.reader)
             ids: NDArray[np.uint8] = self.read_mask(index).numpy()
             return ids

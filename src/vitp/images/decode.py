@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from vitp.errors import DataError
 from vitp.images.stored import ImageFile
 
+_TAIL = 4096  # bytes at a file's end in which its end mark is looked for
 MAX_PIXELS = 100_000_000  # ours: 300 MB of pixels; larger images are cut into windows first
 # What may be opened at all. Pillow knows more, but some of those start other programs (EPS) or are no images.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
@@ -253,6 +254,26 @@ def _jpeg_is_complete(data: bytearray) -> bool:
         else:
             position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return False
+
+
+def require_whole(path: Path) -> None:
+    """Raise what `read_rgb` would raise of a JPEG or PNG whose end is missing; its last bytes are read, no pixel.
+
+    Raises:
+        ImageError: truncated. Other formats are not looked at.
+    """
+    with open_file(path) as stream:
+        start = stream.read(8)
+        png, jpeg = start == b"\x89PNG\r\n\x1a\n", start[:2] == b"\xff\xd8"
+        if not (png or jpeg):
+            return
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+        if (b"IEND" if png else b"\xff\xd9") in stream.read():
+            return
+        stream.seek(0)  # something else may follow the picture
+        data = bytearray(stream.read())
+    if not (_png_is_complete(data) if png else _jpeg_is_complete(data)):
+        raise damaged(EOFError("truncated"), path)
 
 
 def _too_large(found: str, path: ImageFile) -> ImageError:
