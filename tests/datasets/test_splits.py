@@ -115,6 +115,15 @@ def test_validation_images_are_drawn_from_the_training_images_in_whole_groups(
     assert len(parts.val) < max(1, round(share * len(before.train))) + largest
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_of_the_test_images_is_never_drawn_for_validation(tmp_path: Path, seed: int) -> None:
+    """Refused whatever is drawn; with some seeds all of the group's other images would be put aside."""
+    (tmp_path / "test.txt").write_text("0.png\n")
+    config = SplitConfig(test_list=tmp_path / "test.txt", val_fraction=0.3, split_seed=seed)
+    with pytest.raises(DataError, match="in both the training and the test images"):
+        split_items(_items([0, 0, 1, 1, 2, 2, 3, 3]), config, ROOT)
+
+
 def test_validation_images_are_drawn_or_named_not_both(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="val_fraction and val_list both say"):
         SplitConfig(val_fraction=0.1, val_list=tmp_path / "val.txt")

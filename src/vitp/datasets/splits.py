@@ -135,12 +135,12 @@ def split_items(
     wanted = known.get("train") or _named(items, config, root, "train")
     if wanted is None:
         wanted = set(order) - held - val
-    if config.val_fraction is not None:
-        val = _put_aside([i for i in order if i in wanted], config.val_fraction, items, val, root)
-        wanted = wanted - val
     for other, said in ((held, "test"), (val, "validation")):
         if shared := {items[i].group for i in wanted} & {items[i].group for i in other}:
             raise DataError(f"'{min(shared)}' is in both the training and the {said} images; keep it in one", str(root))
+    if config.val_fraction is not None:  # only now: a group that is tested, too, must not pass for a validation group
+        val = _put_aside([i for i in order if i in wanted], config.val_fraction, items, val, root)
+        wanted = wanted - val
     dropped = set(useless)
     train = [i for i in order if i in wanted and i not in dropped]
     if not train or not held:
