@@ -292,6 +292,8 @@ def fail(recipe: Path, overrides: list[str]) -> None:
         ("batch_norm", 2, ["micro_batch=3"],
          r"batch_size: batch norm .*a batch of 7 on 2 ranks in micro-batches of 3 makes 1 on some and 2 on others; take"),
         ("dice", 2, ["data.ignore=null"], r"\S+masks/\S+: pixel value 9 is no class"),
+        ("cascade", 2, ["data.val_list=val.txt", "validation.metric=mask_AP"],
+         r"validation\.metric: mask_AP is of masks; take detector\.kind"),
     ],
 )  # fmt: skip
 def test_mistakes_are_said_once_before_anything_is_written(
@@ -326,6 +328,37 @@ def damaged_test_image(data: Path) -> None:
 def relabelled(data: Path) -> None:
     text = (data / "labels.json").read_text()
     (data / "labels.json").write_text(text.replace('"category_id": 1', '"category_id": 0', 1))
+
+
+def other_test_images(data: Path) -> None:
+    (data / "test.txt").write_text("5.png\n6.png\n7.png\n")
+
+
+def start_unlike(recipe: Path, given: tuple[list[str], bool]) -> None:
+    overrides, resume = given
+    finetune(recipe, overrides, resume=resume)
+
+
+@pytest.mark.parametrize(
+    ("other", "resume", "named"),
+    [
+        (["checkpoint_every=3"], False, "checkpoint_every 3 where rank 0 on \\S+ has 2; start all"),
+        ([], True, "--resume True where rank 0 on \\S+ has False; start all"),
+        ([], False, "data.parts "),  # the list of the test images says something else on rank 1
+    ],
+)
+def test_ranks_that_would_wait_for_each_other_or_learn_from_other_images_are_refused(
+    recipes: dict[str, Path], folder: Path, other: list[str], resume: bool, named: str
+) -> None:
+    """What a resumed run may change, so that its fingerprint does not tell, or what only a list says."""
+    out = folder / f"unlike-{named[:4]}"
+    unlike = other_places(folder, other_test_images) if named.startswith("data") else [[], []]
+    given = [([*unlike[0], f"out={out}"], False), ([*unlike[1], f"out={out}", *other], resume)]
+    started = Started(folder, 2, start_unlike, recipes["change"], given, per_rank=True)
+    assert started.join() == [2, 2], started.said()
+    (sentence,) = errors(started.said())
+    assert re.match(rf"error: rank 1 on \S+ has {named}", sentence), sentence
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

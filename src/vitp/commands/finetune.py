@@ -216,7 +216,7 @@ def _finetune(config: FinetuneConfig, start: Start) -> FinetuneResult:
     _say_norm(config, task, start)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = _validation(config, task, data, held, start, bf16=bf16)
+    validation = ranks.alike(lambda: _validation(config, task, data, held, start, bf16=bf16))
     begin(config, task, start)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
     trained = train(

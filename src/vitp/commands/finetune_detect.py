@@ -128,7 +128,7 @@ def finetune_detect(config: DetectConfig, start: Start = Start()) -> DetectResul
     task = ranks.together(lambda: build_detect_task(config, data, backbone, say, ranks))
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = _validation(config, task, data, held, start, bf16=bf16)
+    validation = ranks.alike(lambda: _validation(config, task, data, held, start, bf16=bf16))
     begin(config, task, start)
     patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
     choose_attention(backbone.vit, patches, device, bf16=bf16)

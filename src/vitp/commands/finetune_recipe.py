@@ -18,6 +18,7 @@ from vitp.config import save
 from vitp.datasets.dense import DenseDataConfig
 from vitp.datasets.layout import Item
 from vitp.datasets.pairs import PairFolderConfig
+from vitp.datasets.splits import Parts
 from vitp.datasets.transforms import AugmentConfig
 from vitp.errors import ConfigError
 from vitp.heads.head import AuxiliaryConfig, FCNConfig, HeadConfig
@@ -34,6 +35,7 @@ METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 REPORT = "report.html"  # likewise
 PICTURES = 6  # in a report
 _FREE = frozenset({"inference"})  # parts of a recipe that a resumed run may change: no step depends on them
+_IN_STEP = {"strategy", "checkpoint_every", "inference"}  # what it may change, and the ranks of one run may not
 
 
 class DownstreamConfig(LoopConfig):
@@ -142,11 +144,20 @@ class Start:
     def agreed(self, config: DownstreamConfig, data: Pictures) -> dict[str, Any]:
         """The run's fingerprint (`images_fingerprint`), which all ranks have.
 
+        They have in common, too, what a resumed run may change: ranks that save at other steps, or of which some do not
+        resume, would wait for one another for ever.
+
         Raises:
-            TrainingError: a rank has another recipe or other images.
+            TrainingError: a rank has another recipe, other images or other parts of them.
         """
         same = images_fingerprint(config, data)
-        self.ranks.agree(same, "start all ranks with the same recipe, overrides and data")
+        parts = repr((data.parts.train, data.parts.val, data.parts.test))
+        beside = {
+            **config.model_dump(mode="json", include=_IN_STEP),
+            "--resume": self.resume,
+            "data.parts": hashlib.sha256(parts.encode()).hexdigest(),  # lists may differ whose paths are the same
+        }
+        self.ranks.agree(same | beside, "start all ranks with the same recipe, overrides and data")
         return same
 
 
@@ -205,6 +216,10 @@ class Pictures(Protocol):
     @property
     def config(self) -> _Rooted:
         """Where they lie."""
+
+    @property
+    def parts(self) -> Parts:
+        """Which are for training, validation and testing."""
 
 
 def images_fingerprint(config: DownstreamConfig, data: Pictures) -> dict[str, Any]:
