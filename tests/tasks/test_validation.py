@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -385,6 +386,31 @@ def test_a_best_from_beyond_the_checkpoint_does_not_count(tmp_path: Path) -> Non
     save_described(tmp_path / "cut/validation/best_00000004.safetensors", _Line().model, about)
     _, found = _wander(tmp_path / "cut", resume=True)
     assert (found.step, found.curve) == (expected.step, expected.curve)
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_every_checkpoint_that_is_kept_has_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """A newer one may be damaged and moved away, and on a GPU the steps after it need not be as good again."""
+    _, whole = _wander(tmp_path, checkpoint_every=1, keep_last=9)
+    *_, oldest = list_checkpoints(tmp_path)[:left]
+    for newer in list_checkpoints(tmp_path)[left:]:
+        shutil.rmtree(newer)
+    before = {step: score for step, score in whole.curve if step <= int(oldest.name[-8:])}
+    assert whole.step not in before, "a later best must have followed for this test to tell"
+    monkeypatch.setattr(_Line, "numbers", lambda *_: {"miou": 0.0})
+    _, found = _wander(tmp_path, resume=True, checkpoint_every=1, keep_last=9)
+    assert (found.step, found.score) == max(before.items(), key=lambda point: point[1])
+
+
+def test_best_weights_that_are_gone_are_missed_before_more_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        _wander(tmp_path, kill=5)
+    shutil.rmtree(tmp_path / "validation")
+    with pytest.raises(CheckpointError, match="best weights are gone"):
+        _wander(tmp_path, resume=True)
+    assert [line["step"] for line in read_evaluations(tmp_path)] == [1, 2, 3]
 
 
 def test_best_weights_that_are_gone_or_damaged_are_one_sentence(tmp_path: Path) -> None:

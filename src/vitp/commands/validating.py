@@ -178,7 +178,8 @@ class Validation(Generic[M]):
     def __call__(self, step: int) -> Observation | None:
         """Score if `step` finished steps are the time for it; None otherwise."""
         if not self._begun:
-            self.ranks.lead(lambda: self._best.begin(step, PREFIX + self.scorer.metric))
+            written = self.config.keep == "best"
+            self.ranks.lead(lambda: self._best.begin(step, PREFIX + self.scorer.metric, written=written))
             self._begun = True
         if step == 0 or (step % self.config.every and step != self.steps):
             return None
@@ -261,8 +262,8 @@ class Validation(Generic[M]):
 class _Best:
     """The best weights so far, in files of the run's folder, with their step and score.
 
-    A new best does not remove the one before until a checkpoint is newer than itself: who resumes from an older checkpoint finds
-    what was the best then.
+    What was the best at a checkpoint stays as long as the checkpoint: who resumes from it, perhaps since a newer one is damaged,
+    finds it.
     """
 
     def __init__(self, out: Path) -> None:
@@ -270,15 +271,16 @@ class _Best:
         self.step: int | None = None
         self.score: float | None = None
 
-    def begin(self, step: int, key: str) -> None:
+    def begin(self, step: int, key: str, *, written: bool) -> None:
         """At the first finished step: drop what was the best then or later, as a resumed run comes there anew.
 
         Args:
             step: that has just been finished.
             key: of the score in log.jsonl, where it is looked up if no weights are kept.
+            written: whether they are kept.
 
         Raises:
-            CheckpointError: the best weights are damaged.
+            CheckpointError: the best weights are gone, or damaged.
         """
         for file in self._files():
             if _step_of(file) >= step:
@@ -287,7 +289,10 @@ class _Best:
         if known:
             self.score, before = max(known)
             self.step = -before
-        for file in self._files()[-1:]:
+        files = self._files()
+        if known and written and not files:
+            raise self._gone()  # now, and not when the training is done
+        for file in files[-1:]:
             self.step, self.score = _step_of(file), _score_of(file)
 
     def put(self, model: nn.Module, step: int, score: float, metric: str, *, write: bool) -> None:
@@ -303,11 +308,12 @@ class _Best:
 
     def tidy(self) -> None:
         """Remove what no resumed run can ask for."""
-        newest = max((_step_of(folder) for folder in list_checkpoints(self._out)), default=0)
         files = self._files()
-        before = [file for file in files if _step_of(file) <= newest][-1:]
-        for file in files[:-1]:
-            if file not in before:
+        kept = set(files[-1:])
+        for checkpoint in map(_step_of, list_checkpoints(self._out)):
+            kept.update([file for file in files if _step_of(file) <= checkpoint][-1:])
+        for file in files:
+            if file not in kept:
                 file.unlink()
 
     def load(self, model: nn.Module) -> int:
@@ -318,11 +324,14 @@ class _Best:
         """
         files = self._files()
         if not files:
-            raise CheckpointError(
-                f"{self._out / FOLDER}: the best weights are gone; start anew with --overwrite, or put them back"
-            )
+            raise self._gone()
         load_model(model, load_tensors(files[-1]), files[-1])
         return _step_of(files[-1])
+
+    def _gone(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self._out / FOLDER}: the best weights are gone; start anew with --overwrite, or put them back"
+        )
 
     def _files(self) -> list[Path]:
         return sorted((self._out / FOLDER).glob("best_*.safetensors"))
