@@ -182,7 +182,7 @@ def test_of_objects_that_patches_cut_no_more_than_pieces_are_left_over(
 
 def test_a_patch_that_cannot_be_read_costs_its_finds_alone(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:
     level = _scene(230, 340, 4)
-    _cut(level, tmp_path / "patches", "P1")
+    count = _cut(level, tmp_path / "patches", "P1")
     broken = sorted((tmp_path / "patches").iterdir())[0]
     broken.write_bytes(b"no picture")
     said: list[str] = []
@@ -191,7 +191,24 @@ def test_a_patch_that_cannot_be_read_costs_its_finds_alone(run: Path, tmp_path: 
     )
     assert list(result.failed) == [broken.name]
     assert (tmp_path / "out/scenes/P1.json").is_file()
-    assert any(line.startswith("P1: merged without 1 of its patches") for line in said)
+    assert any(line.startswith(f"P1: merged without 1 of its {count} patches") for line in said)
+
+
+def test_what_failed_as_a_whole_is_not_called_merged(run: Path, tmp_path: Path, known: dict[str, Any]) -> None:
+    """An image that is no patch, and a scene of which no patch can be read."""
+    _save(tmp_path / "in/P1.png", _scene(90, 90, 5))
+    for name in ("P2", "P3__96__0___0", "P3__96__48___0"):
+        (tmp_path / f"in/{name}.png").write_bytes(b"no picture")
+    said: list[str] = []
+    result = predict(
+        run, tmp_path / "in", tmp_path / "out", config=PredictConfig(dota=True, preview=0), say=said.append
+    )
+    assert len(result.failed) == 3
+    assert [line for line in said if "submission" in line or "merged" in line] == [
+        "P2: not in the submission, as it failed",
+        "P3: not in the submission, as it failed",
+    ]
+    assert list(read_submission(tmp_path / "out/task1.zip", CLASSES)) == ["P1"]
 
 
 def test_a_scene_whole_and_in_patches_is_refused_before_any_look(

@@ -142,9 +142,7 @@ def predict(
         if config.dota and usable:
             together.append(out / DOTA[task_of(rotated=work.finder.rotated)])
             scenes = _submit(together[-1], out / SCENES, usable, work)
-            for name, members in scenes_of(job.path.stem for job in jobs).items():
-                if missing := {*members} - {job.path.stem for job in usable}:
-                    say(f"{name}: merged without {len(missing)} of its patches, which failed")
+            _say_missing(jobs, usable, say)
     ledger.close(failed)
     return PredictResult(out, outputs, ledger.skipped, failed, together, scenes)
 
@@ -236,6 +234,17 @@ def _together(image: Path, out: Path, jobs: Sequence[Job], work: ObjectWork) -> 
         written.append(out / TOGETHER)
         join_coco(written[-1], [(job.name, job.final) for job in jobs])
     return written
+
+
+def _say_missing(jobs: Sequence[Job], usable: Sequence[Job], say: Callable[[str], None]) -> None:
+    """Say which images a submission holds in part or not at all."""
+    there = {job.path.stem for job in usable}
+    for name, members in scenes_of(job.path.stem for job in jobs).items():
+        missing = {*members} - there
+        if len(missing) == len(members):
+            say(f"{name}: not in the submission, as it failed")
+        elif missing:
+            say(f"{name}: merged without {len(missing)} of its {len(members)} patches, which failed")
 
 
 def _submit(path: Path, folder: Path, jobs: Sequence[Job], work: ObjectWork) -> list[Path]:
