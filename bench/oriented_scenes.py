@@ -6,13 +6,15 @@ A small ViT is pretrained on the demo's scenes and questions (with VRL; `--arms`
 fine-tuned as Oriented R-CNN (recipe finetune/ssdd_oriented) on scenes it has never seen, whose rotated boxes are known
 exactly. Every seed draws the weights of the heads, the order and which of the labelled scenes are learned from; both
 arms share it, so gains are paired. Scored with exact rotated IoU on scenes that no run learns from. The same backbone
-serves all seeds. Finished parts are kept in `--out` and not repeated. Last line: one JSON object, rotated mAP in percent.
+serves all seeds. Finished parts are kept in `--out` and not repeated; other ones are refused.
+Last line: one JSON object, rotated mAP in percent.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -36,7 +38,20 @@ METRICS = ("mAP_voc07", "AP50", "AP")  # VOC's 11 points and area at IoU 0.5; ar
 # Student's t, two-sided 95 %, by the number of seeds
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 _TOO_SMALL = ("vehicle",)  # 7 pixels long: four of five objects, and nothing a map of stride 16 could show
+_MAY_DIFFER = {"out", "seeds", "arms", "json"}  # from one call to the next on the same folder
 _FIRST = {"pretrain/mapped": 0, "pretrain/asked": 500_000, "labelled/pool": 1_000_000, "labelled/test": 2_000_000}
+
+
+def remember(args: argparse.Namespace) -> None:
+    """Note what the parts in `--out` are made with; those of other settings would pass for what is asked for now."""
+    asked = {name: value for name, value in vars(args).items() if name not in _MAY_DIFFER}
+    file: Path = args.out / "asked.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if changed := sorted(name for name in asked if before.get(name) != asked[name]):
+            said = ", ".join(f"--{name.replace('_', '-')} {before.get(name)}" for name in changed)
+            raise SystemExit(f"{args.out} holds parts made with {said}; say the same, or choose another --out")
+    write_json(file, asked)
 
 
 def draw(args: argparse.Namespace, config: DemoConfig, console: Console) -> None:
@@ -133,7 +148,7 @@ def interval(values: list[float]) -> float | None:
     """Half the 95 % confidence interval of the mean (Student's t)."""
     if len(values) not in _T:
         return None
-    return round(_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5, 2)
+    return round(_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values)), 2)
 
 
 def main() -> None:
@@ -151,6 +166,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning, four scenes each")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always done)")
     args = parser.parse_args()
+    remember(args)
     console = Console()
     config = DemoConfig().model_copy(
         update={"mapped_scenes": args.pretrain_scenes, "steps": args.pretrain_steps, "asked_scenes": 200}

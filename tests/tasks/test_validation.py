@@ -190,6 +190,8 @@ def test_a_detector_is_not_disturbed_and_its_threshold_needs_no_second_look(fold
     seen = finetune(_boxes(folder, tmp_path / "seen", validation={"every": 2}), say=lines["seen"].append)
     assert _same(_without_folder(plain.out), _without_folder(seen.out))
     assert seen.threshold == plain.threshold is not None
+    assert seen.validated is not None
+    assert seen.validated.counted is None, "every find in every image would travel to all ranks"
     assert seen.scores.as_dict() == plain.scores.as_dict()
     assert any(line.startswith("threshold: 3/3") for line in lines["plain"])
     assert not any(line.startswith("threshold: 3/3") for line in lines["seen"])
@@ -389,9 +391,7 @@ def test_a_best_from_beyond_the_checkpoint_does_not_count(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("left", [1, 2])
-def test_every_checkpoint_that_is_kept_has_its_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
-) -> None:
+def test_every_checkpoint_that_is_kept_has_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     """A newer one may be damaged and moved away, and on a GPU the steps after it need not be as good again."""
     _, whole = _wander(tmp_path, checkpoint_every=1, keep_last=9)
     *_, oldest = list_checkpoints(tmp_path)[:left]

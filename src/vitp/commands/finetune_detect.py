@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +161,8 @@ def finetune_detect(config: DetectConfig, start: Start = Start()) -> DetectResul
     def write() -> DetectResult:
         scored.write(out / REPORT, f"{config.name}, test images", [] if validated is None else validated.sections())
         table = tuple(scored.class_lines())
-        result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, table, validated)
+        sent = None if validated is None else replace(validated, counted=None)  # every find: too much for all ranks
+        result = DetectResult(out, file, trained, scored.scores, shown.inference.threshold, table, sent)
         write_json(out / METRICS, result.numbers)
         return result
 

@@ -112,7 +112,8 @@ class Validated(Generic[M]):
     keep: Literal["last", "best"]
     step: int  # after which the weights were as they are kept
     curve: tuple[tuple[int, float], ...]  # (step, score)
-    counted: M | None  # of these weights (on rank 0: in all images); None where that was done by an earlier process
+    # of these weights (on rank 0: in all images); None where an earlier process did that, and in the result of a detector's run
+    counted: M | None
 
     @property
     def score(self) -> float | None:
