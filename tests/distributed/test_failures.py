@@ -77,6 +77,7 @@ def test_a_mistake_on_one_rank_is_told_once(recipe: Path) -> None:
             [["lr_tower=0.001"], ["lr_tower=0.002"]],
             r"rank 1 on \S+ has lr_tower 0\.002 where rank 0 on \S+ has 0\.001; start all",
         ),
+        ([[], ["checkpoint_every=7"]], r"rank 1 on \S+ has checkpoint_every 7 where rank 0 on \S+ has \d+; start all"),
         ([[], ["data.sources.0.root=/nowhere"]], r"rank 1: .*nowhere.*"),
         ([[], ["no_such_key=1"]], r"rank 1: .*no_such_key.*"),
     ):

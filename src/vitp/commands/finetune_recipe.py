@@ -27,7 +27,7 @@ from vitp.heads.siamese import Fusion
 from vitp.progress import lines
 from vitp.tasks.segment import InferenceConfig
 from vitp.train.distributed import Ranks
-from vitp.train.loop import check_output, open_output, recipe_fingerprint
+from vitp.train.loop import check_output, in_step, open_output, recipe_fingerprint
 from vitp.train.loop_config import LoopConfig
 from vitp.train.task import Progress, Task
 
@@ -35,7 +35,6 @@ METRICS = "metrics.json"  # in the run's folder, once its test images are scored
 REPORT = "report.html"  # likewise
 PICTURES = 6  # in a report
 _FREE = frozenset({"inference"})  # parts of a recipe that a resumed run may change: no step depends on them
-_IN_STEP = {"strategy", "checkpoint_every", "inference"}  # what it may change, and the ranks of one run may not
 
 
 class DownstreamConfig(LoopConfig):
@@ -144,17 +143,14 @@ class Start:
     def agreed(self, config: DownstreamConfig, data: Pictures) -> dict[str, Any]:
         """The run's fingerprint (`images_fingerprint`), which all ranks have.
 
-        They have in common, too, what a resumed run may change: ranks that save at other steps, or of which some do not
-        resume, would wait for one another for ever.
-
         Raises:
             TrainingError: a rank has another recipe, other images or other parts of them.
         """
         same = images_fingerprint(config, data)
         parts = repr((data.parts.train, data.parts.val, data.parts.test))
         beside = {
-            **config.model_dump(mode="json", include=_IN_STEP),
-            "--resume": self.resume,
+            **in_step(config, resume=self.resume),
+            **config.model_dump(mode="json", include=set(_FREE)),
             "data.parts": hashlib.sha256(parts.encode()).hexdigest(),  # lists may differ whose paths are the same
         }
         self.ranks.agree(same | beside, "start all ranks with the same recipe, overrides and data")

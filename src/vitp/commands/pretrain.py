@@ -31,7 +31,7 @@ from vitp.tasks.pretraining import PretrainingTask
 from vitp.train.average import load_weights
 from vitp.train.checkpoint import list_checkpoints
 from vitp.train.distributed import Ranks, joined
-from vitp.train.loop import TrainResult, check_output, open_output, train
+from vitp.train.loop import TrainResult, check_output, in_step, open_output, train
 from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
 from vitp.vlm.acceleration import accelerate
@@ -196,7 +196,8 @@ def _pretrain(
     ranks.lead(lambda: check_output(out, resume=resume, overwrite=overwrite))
     whole = ranks.together(config.data.open_sources)
     same = fingerprint(config, whole)
-    ranks.agree(same, "start all ranks with the same recipe, overrides and data")
+    beside = {**in_step(config, resume=resume), "evaluation.every": config.evaluation.every}
+    ranks.agree(same | beside, "start all ranks with the same recipe, overrides and data")
     resumed = ranks.lead(lambda: resume and (out / "recipe.yaml").is_file())
     others = ranks.together(lambda: config.evaluation.open_sources(config.data.sources, config.data.index))
     report = ranks.together(lambda: _checked([*whole, *others], config, say) if ranks.first and not resumed else None)

@@ -254,6 +254,11 @@ def recipe_fingerprint(config: LoopConfig, free: AbstractSet[str] = frozenset())
     return flat
 
 
+def in_step(config: LoopConfig, *, resume: bool) -> dict[str, Any]:
+    """What is none of a run's fingerprint, and yet the same on all its ranks, or they would wait for one another for ever."""
+    return {"--resume": resume, "strategy": config.strategy, "checkpoint_every": config.checkpoint_every}
+
+
 def check_same_recipe(saved: dict[str, Any], fingerprint: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another recipe: `saved` is its state, `path` where it lies.
 
