@@ -384,10 +384,12 @@ def test_a_best_from_beyond_the_checkpoint_does_not_count(tmp_path: Path) -> Non
     _, expected = _wander(tmp_path / "whole")
     with pytest.raises(Stop):
         _wander(tmp_path / "cut", kill=5)
+    (tmp_path / "cut/validation/.best_00000004.safetensors.123.tmp").touch()  # by a kill in the middle of a write
     about = {"validation": {"step": 4, "score": 2.0, "metric": "miou"}}
     save_described(tmp_path / "cut/validation/best_00000004.safetensors", _Line().model, about)
     _, found = _wander(tmp_path / "cut", resume=True)
     assert (found.step, found.curve) == (expected.step, expected.curve)
+    assert not list((tmp_path / "cut/validation").glob(".*"))
 
 
 @pytest.mark.parametrize("left", [1, 2])

@@ -283,6 +283,8 @@ class _Best:
         Raises:
             CheckpointError: the best weights are gone, or damaged.
         """
+        for stale in (self._out / FOLDER).glob(".best_*"):
+            stale.unlink()  # half written when the run was killed
         for file in self._files():
             if _step_of(file) >= step:
                 file.unlink()
