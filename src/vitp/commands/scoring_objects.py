@@ -179,8 +179,8 @@ def choose_threshold(
         return shown, "set in the recipe"
     if not data.val:
         say(
-            f"threshold: {UNCHOSEN:g} for showing finds, as there are no validation images to choose it on (data.val_images "
-            "or data.val_list); scores count every find"
+            f"threshold: {UNCHOSEN:g} for showing finds, as there are no validation images to choose it on "
+            "(data.val_images, data.val_list or data.val_fraction); scores count every find"
         )
         return shown, "taken where no validation images chose one"
     done = 0
