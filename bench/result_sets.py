@@ -47,7 +47,6 @@ class ResultSet:
     layout: Mapping[str, Any]  # of MaskFolderConfig, or of PairFolderConfig where it has `after`
     piece: int = 256  # no piece is wider or higher
     longest: int | None = None  # side to which larger pictures are shrunk first
-    thin: bool = False  # what is looked for is thinner than a patch: ViT-Adapter, whose finest map does not come from the ViT
     by_piece: bool = False  # one image only: its pieces are divided, neighbours or not
     test_fraction: float = 0.4
     note: str = ""
@@ -127,7 +126,7 @@ SETS = (
               groups=_patients, note="by patient; opacities lie over heart, heart over lungs"),
     ResultSet("busi", "busi", "medical", "mdice_foreground", _BUSI, longest=256),
     ResultSet("brisc_mri", "brisc_mri", "medical", "mdice_foreground", _BRISC, longest=256, note="three kinds of tumour as one"),
-    ResultSet("chase_db1", "chase_db1", "medical", "mdice_foreground", _CHASE, longest=512, thin=True, note="by child; vessels are 3 pixels wide"),
+    ResultSet("chase_db1", "chase_db1", "medical", "mdice_foreground", _CHASE, longest=512, note="by child"),
     ResultSet("curvas_ct", "curvas_ct", "medical", "mdice_foreground", _CURVAS, longest=256, note="by patient"),
 )  # fmt: skip
 

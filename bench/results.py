@@ -28,7 +28,6 @@ from pydantic import ValidationError
 
 from bench.detect_sets import DETECT_SETS, DetectSet, cut_patches
 from bench.result_sets import SETS, ResultSet, prepared
-from vitp.backbone.features import AdapterFeatures, PlainFeatures
 from vitp.backbone.vit import BackboneConfig, load_backbone
 from vitp.commands.finetune import finetune
 from vitp.commands.finetune_detect import DetectConfig
@@ -133,7 +132,6 @@ class Bench:
             head_lr=1e-3,
             freeze_backbone=arm.mode == "frozen",
             loss=LossTerms(dice=0.0 if entry.metric == "miou" else 1.0),
-            features=AdapterFeatures(kind="adapter", stem_width=16) if entry.thin else PlainFeatures(),
             augment=augment,
             inference=InferenceConfig(scale=0.625) if medical else InferenceConfig(window=128),
             workers=0,
