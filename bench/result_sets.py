@@ -47,6 +47,7 @@ class ResultSet:
     layout: Mapping[str, Any]  # of MaskFolderConfig, or of PairFolderConfig where it has `after`
     piece: int = 256  # no piece is wider or higher
     longest: int | None = None  # side to which larger pictures are shrunk first
+    rare: float = 1.0  # weight in the loss of every class but the first; short runs find nothing of rare ones without
     by_piece: bool = False  # one image only: its pieces are divided, neighbours or not
     test_fraction: float = 0.4
     note: str = ""
@@ -124,9 +125,10 @@ SETS = (
     ResultSet("oscd_rgb", "oscd_rgb", "remote", "f1_changed", _OSCD, note="divided by city"),
     ResultSet("covid_cxr_seg", "covid_cxr_seg", "medical", "mdice_foreground", _CHEST, longest=256, before=_paste_chest,
               groups=_patients, note="by patient; opacities lie over heart, heart over lungs"),
-    ResultSet("busi", "busi", "medical", "mdice_foreground", _BUSI, longest=256),
-    ResultSet("brisc_mri", "brisc_mri", "medical", "mdice_foreground", _BRISC, longest=256, note="three kinds of tumour as one"),
-    ResultSet("chase_db1", "chase_db1", "medical", "mdice_foreground", _CHASE, longest=512, note="by child"),
+    ResultSet("busi", "busi", "medical", "mdice_foreground", _BUSI, longest=256, rare=4.0),
+    ResultSet("brisc_mri", "brisc_mri", "medical", "mdice_foreground", _BRISC, longest=256, rare=4.0,
+              note="three kinds of tumour as one"),
+    ResultSet("chase_db1", "chase_db1", "medical", "mdice_foreground", _CHASE, longest=512, rare=10.0, note="by child"),
     ResultSet("curvas_ct", "curvas_ct", "medical", "mdice_foreground", _CURVAS, longest=256, note="by patient"),
 )  # fmt: skip
 

@@ -35,7 +35,9 @@ from vitp.commands.finetune_recipe import FinetuneConfig
 from vitp.config import dump
 from vitp.datasets.dense import open_dataset
 from vitp.datasets.detection import DetectionDataConfig, open_detection
+from vitp.datasets.masks import MaskFolderConfig
 from vitp.datasets.objects_config import CocoConfig
+from vitp.datasets.pairs import PairFolderConfig
 from vitp.datasets.transforms import AugmentConfig
 from vitp.files import file_state, write_json, write_text
 from vitp.heads.losses import LossTerms
@@ -131,7 +133,7 @@ class Bench:
             backbone_lr=3e-4,
             head_lr=1e-3,
             freeze_backbone=arm.mode == "frozen",
-            loss=LossTerms(dice=0.0 if entry.metric == "miou" else 1.0),
+            loss=LossTerms(dice=0.0 if entry.metric == "miou" else 1.0, class_weights=_weights(entry, data)),
             augment=augment,
             inference=InferenceConfig(scale=0.625) if medical else InferenceConfig(window=128),
             workers=0,
@@ -160,6 +162,11 @@ class Bench:
         shutil.rmtree(config.folder / FOLDER)  # the checkpoint: three times the weights, never resumed
         write_json(record, {"made_by": made_by, "commit": provenance()["git_commit"], "scores": scores})
         return scores
+
+
+def _weights(entry: ResultSet, data: MaskFolderConfig | PairFolderConfig) -> list[float] | None:
+    count = len(data.classes or ())
+    return None if entry.rare == 1.0 else [1.0, *[entry.rare] * (count - 1)]
 
 
 def _drawn(data: DetectionDataConfig) -> bool:
