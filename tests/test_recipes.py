@@ -213,7 +213,10 @@ def test_listing_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("finetune/bcd", "finetune/bccd"), ("tiny_rsic", "tiny_rsicd")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("finetune/bcd", "finetune/bccd"), ("tiny_rsic", "tiny_rsicd"), ("BCCD", "bccd"), ("bccd.yml", "bccd")],
+)
 def test_misspelt_shipped_recipes_get_a_suggestion(typed: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant}"):
         load_recipe(PretrainConfig, typed)

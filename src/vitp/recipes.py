@@ -80,7 +80,7 @@ def _similar(name: str) -> list[str]:
     beside_others = "/" in name and Path(name).parent.is_dir()  # `load` knows what else lies there
     if beside_others or Path(name).exists() or find_recipe(name) is not None:
         return []
-    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml").removesuffix(".yml").lower()
     shipped = {f"{path.parent.name}/{path.stem}" for path in list_recipes()}
     names = shipped if "/" in wanted else {one.partition("/")[2] for one in shipped}
     return difflib.get_close_matches(wanted, sorted(names), n=2, cutoff=0.75)
