@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp.vlm.vocabulary import BlockedLoss, Spare
+from vitp.vlm.vocabulary import BlockedLoss, LossWithGradients, Spare
 
 Weighting = Literal["token", "sample", "answer", "square"]
 
@@ -65,7 +65,7 @@ def _liger_loss(logits: Tensor, targets: Tensor, weights: Tensor, wants_gradient
     return loss.detach(), torch.autograd.grad(loss, leaf)[0] if wants_gradient else leaf
 
 
-class _LinearLoss(torch.autograd.Function):
+class _LinearLoss(LossWithGradients):
     """Product, loss and both gradients, chunk by chunk: a chunk's logits are gone before the next one's are made.
 
     The gradients are computed in the forward pass, where the logits are, so that no product is computed twice.
@@ -95,16 +95,6 @@ class _LinearLoss(torch.autograd.Function):
         # Not `save_for_backward`: they are scaled where they lie and handed out, once.
         ctx.gradients = (of_hidden, None if of_head is None else of_head.to(head.dtype))
         return total
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        assert ctx.gradients is not None, "the gradient of the loss can be taken once"
-        of_hidden, of_head = ctx.gradients
-        ctx.gradients = None
-        for gradient in (of_hidden, of_head):
-            if gradient is not None:
-                gradient.mul_(scale)
-        return of_hidden, of_head, None, None, None, None
 
 
 def _accumulator(tensor: Tensor) -> torch.dtype:

@@ -132,7 +132,22 @@ class _Softmax:
         self.normaliser = self.highest + self.total.log()
 
 
-class BlockedLoss(torch.autograd.Function):
+class LossWithGradients(torch.autograd.Function):
+    """A loss of hidden states, head and four further arguments, whose forward pass leaves both gradients in `ctx`."""
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        """Both gradients, scaled; once."""
+        assert ctx.gradients is not None, "the gradient of the loss can be taken once"
+        of_hidden, of_head = ctx.gradients
+        ctx.gradients = None
+        for gradient in (of_hidden, of_head):
+            if gradient is not None:
+                gradient.mul_(scale)
+        return of_hidden, of_head, None, None, None, None
+
+
+class BlockedLoss(LossWithGradients):
     """`vitp.vlm.loss.supervised_loss` with its gradients, computed in the forward pass, where the logits are."""
 
     @staticmethod
@@ -165,17 +180,6 @@ class BlockedLoss(torch.autograd.Function):
         # Not `save_for_backward`: they are scaled where they lie and handed out, once.
         ctx.gradients = (of_hidden, None if of_head is None else of_head.to(head.dtype))
         return total
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        """Both gradients, scaled; once."""
-        assert ctx.gradients is not None, "the gradient of the loss can be taken once"
-        of_hidden, of_head = ctx.gradients
-        ctx.gradients = None
-        for gradient in (of_hidden, of_head):
-            if gradient is not None:
-                gradient.mul_(scale)
-        return of_hidden, of_head, None, None, None, None
 
 
 def _add_product(place: Tensor, a: Tensor, b: Tensor) -> None:
