@@ -21,11 +21,13 @@ from vitp.commands.finetune_recipe import (
     Start,
     begin,
     counted,
+    fit,
     start_backbone,
+    validate_with,
 )
 from vitp.commands.ranks import OtherRank
 from vitp.commands.scoring_masks import score_and_show, table_lines
-from vitp.commands.validating import Validated, Validation, validation_images
+from vitp.commands.validating import Validated, ValidationConfig, validation_images
 from vitp.commands.validating_tasks import MaskScorer
 from vitp.datasets.dense import DenseData, open_dataset
 from vitp.datasets.pairs import PairFolder
@@ -39,7 +41,7 @@ from vitp.tasks.change import ChangeData, ChangeTask
 from vitp.tasks.segment import SegmenterParts, build_segmenter, merge_features, save_segmenter
 from vitp.tasks.segment_task import SegmentData, SegmentTask, StepData
 from vitp.train.distributed import Ranks, joined
-from vitp.train.loop import TrainResult, train
+from vitp.train.loop import TrainResult
 from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.task import Progress
 from vitp.yaml_lines import read
@@ -216,21 +218,14 @@ def _finetune(config: FinetuneConfig, start: Start) -> FinetuneResult:
     _say_norm(config, task, start)
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = ranks.alike(lambda: _validation(config, task, data, held, start, bf16=bf16))
+
+    def scorer(asked: ValidationConfig) -> MaskScorer:
+        return MaskScorer(task.segmenter, data, config.inference, asked, bf16=bf16, ranks=ranks)
+
+    validation = ranks.alike(lambda: validate_with(config, task, scorer, held, start))
     begin(config, task, start)
     choose_attention(backbone.vit, math.ceil(config.augment.crop / backbone.patch_size) ** 2, device, bf16=bf16)
-    trained = train(
-        task,
-        config,
-        out,
-        resume=start.resume,
-        progress=start.progress,
-        fingerprint=same,
-        after_step=validation,
-        averaged=None if validation is None else validation.averaged,
-        ranks=ranks,
-    )
-    validated = None if validation is None else validation.settle()
+    trained, validated = fit(config, task, start, same, validation)
     choose_attention(backbone.vit, _ANY_LENGTH, device, bf16=bf16)  # test images may be far larger than the crops
     merge_features(task.segmenter)
     file = out / "model.safetensors"
@@ -263,30 +258,6 @@ def _say_norm(config: FinetuneConfig, task: SegmentTask, start: Start) -> None:
             f"norm: batch norm sees {seen} images at a time, not the batch of {config.batch_size}; norm: group in the head does "
             "not depend on that"
         )
-
-
-def _validation(
-    config: FinetuneConfig,
-    task: SegmentTask,
-    data: DenseData,
-    images: Sequence[int],
-    start: Start,
-    *,
-    bf16: bool,
-) -> Validation[SegmentationMetric] | None:
-    if config.validation is None:
-        return None
-    scorer = MaskScorer(task.segmenter, data, config.inference, config.validation, bf16=bf16, ranks=start.ranks)
-    return Validation(
-        task.model,
-        scorer,
-        images,
-        config.validation,
-        out=config.folder,
-        steps=config.steps,
-        say=start.say,
-        ranks=start.ranks,
-    )
 
 
 def build_task(

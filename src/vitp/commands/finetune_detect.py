@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,12 @@ from vitp.commands.finetune_recipe import (
     Start,
     begin,
     counted,
+    fit,
     start_backbone,
+    validate_with,
 )
 from vitp.commands.scoring_objects import choose_threshold, score_and_show
-from vitp.commands.validating import Validated, Validation, validation_images
+from vitp.commands.validating import Validated, ValidationConfig, validation_images
 from vitp.commands.validating_tasks import ObjectScorer
 from vitp.datasets.detection import DetectionData, DetectionDataConfig, open_detection
 from vitp.datasets.object_transforms import ObjectAugmentConfig
@@ -42,7 +44,7 @@ from vitp.tasks.detect import (
 )
 from vitp.tasks.detect_task import DetectData, DetectTask
 from vitp.train.distributed import Ranks
-from vitp.train.loop import TrainResult, train
+from vitp.train.loop import TrainResult
 from vitp.train.loop_config import choose_device, uses_bf16
 from vitp.train.optim import ScheduleConfig, StepSchedule
 
@@ -128,24 +130,17 @@ def finetune_detect(config: DetectConfig, start: Start = Start()) -> DetectResul
     task = ranks.together(lambda: build_detect_task(config, data, backbone, say, ranks))
     device = choose_device(config.device)
     bf16 = uses_bf16(config.precision, device)
-    validation = ranks.alike(lambda: _validation(config, task, data, held, start, bf16=bf16))
+    shown = Shown(augment=config.augment, inference=config.inference)
+
+    def scorer(asked: ValidationConfig) -> ObjectScorer:
+        return ObjectScorer(task.detector, data, shown, asked, bf16=bf16, ranks=ranks)
+
+    validation = ranks.alike(lambda: validate_with(config, task, scorer, held, start))
     begin(config, task, start)
     patches = math.ceil(max(config.augment.sizes) / backbone.patch_size) ** 2
     choose_attention(backbone.vit, patches, device, bf16=bf16)
-    trained = train(
-        task,
-        config,
-        out,
-        resume=start.resume,
-        progress=start.progress,
-        fingerprint=same,
-        after_step=validation,
-        averaged=None if validation is None else validation.averaged,
-        ranks=ranks,
-    )
-    validated = None if validation is None else validation.settle()
+    trained, validated = fit(config, task, start, same, validation)
     merge_features(task.detector)
-    shown = Shown(augment=config.augment, inference=config.inference)
     known = None if validated is None else known_finds(config, validated, data)
     told = counted(say, "threshold", "validation images")
     shown, origin = choose_threshold(
@@ -175,31 +170,6 @@ def _open(config: DetectConfig) -> DetectionData:
     check_labels(config, data)
     config.augment.check_classes(data.classes)
     return data
-
-
-def _validation(
-    config: DetectConfig,
-    task: DetectTask,
-    data: DetectionData,
-    images: Sequence[int],
-    start: Start,
-    *,
-    bf16: bool,
-) -> Validation[DetectionMetric] | None:
-    if config.validation is None:
-        return None
-    shown = Shown(augment=config.augment, inference=config.inference)
-    scorer = ObjectScorer(task.detector, data, shown, config.validation, bf16=bf16, ranks=start.ranks)
-    return Validation(
-        task.model,
-        scorer,
-        images,
-        config.validation,
-        out=config.folder,
-        steps=config.steps,
-        say=start.say,
-        ranks=start.ranks,
-    )
 
 
 def known_finds(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from vitp.backbone.features import FeaturesConfig, PlainFeatures
 from vitp.backbone.vit import BackboneConfig, ViTBackbone, load_backbone, random_backbone
-from vitp.commands.validating import ValidationConfig
+from vitp.commands.validating import M, Scorer, Validated, Validation, ValidationConfig
 from vitp.config import save
 from vitp.datasets.dense import DenseDataConfig
 from vitp.datasets.layout import Item
@@ -27,7 +27,7 @@ from vitp.heads.siamese import Fusion
 from vitp.progress import lines
 from vitp.tasks.segment import InferenceConfig
 from vitp.train.distributed import Ranks
-from vitp.train.loop import check_output, in_step, open_output, recipe_fingerprint
+from vitp.train.loop import TrainResult, check_output, in_step, open_output, recipe_fingerprint, train
 from vitp.train.loop_config import LoopConfig
 from vitp.train.task import Progress, Task
 
@@ -189,6 +189,57 @@ def begin(config: DownstreamConfig, task: Task, start: Start) -> None:
 
     ranks.lead(write)
     ranks.see_the_same_folder(out)
+
+
+def validate_with(
+    config: DownstreamConfig,
+    task: Task,
+    scorer: Callable[[ValidationConfig], Scorer[M]],
+    images: Sequence[int],
+    start: Start,
+) -> Validation[M] | None:
+    """What scores the model while it learns, if the recipe asks for it.
+
+    Args:
+        config: the recipe.
+        task: whose model is scored.
+        scorer: makes the scorer of the model.
+        images: the validation images, see `validation_images`.
+        start: how the run is started.
+
+    Raises:
+        ConfigError: the metric does not go with model and data.
+    """
+    if config.validation is None:
+        return None
+    return Validation(
+        task.model,
+        scorer(config.validation),
+        images,
+        config.validation,
+        out=config.folder,
+        steps=config.steps,
+        say=start.say,
+        ranks=start.ranks,
+    )
+
+
+def fit(
+    config: DownstreamConfig, task: Task, start: Start, fingerprint: dict[str, Any], validation: Validation[M] | None
+) -> tuple[TrainResult, Validated[M] | None]:
+    """Train, score meanwhile, and put the weights that are kept into the model; errors as those of `train`."""
+    trained = train(
+        task,
+        config,
+        config.folder,
+        resume=start.resume,
+        progress=start.progress,
+        fingerprint=fingerprint,
+        after_step=validation,
+        averaged=None if validation is None else validation.averaged,
+        ranks=start.ranks,
+    )
+    return trained, None if validation is None else validation.settle()
 
 
 def counted(say: Callable[[str], None], title: str, unit: str) -> Callable[[int, int], None]:
