@@ -20,6 +20,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from vitp.backbone.vit import random_backbone, save_backbone
 from vitp.commands.export import backbone_config, export
 from vitp.commands.finetune import finetune
@@ -35,8 +37,6 @@ from vitp.train.checkpoint import FOLDER
 
 ARMS = ("random", "vitp_no_vrl", "vitp")
 METRICS = ("mAP_voc07", "AP50", "AP")  # VOC's 11 points and area at IoU 0.5; area from 0.5 to 0.95
-# Student's t, two-sided 95 %, by the number of seeds
-_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 _TOO_SMALL = ("vehicle",)  # 7 pixels long: four of five objects, and nothing a map of stride 16 could show
 _MAY_DIFFER = {"out", "seeds", "arms", "json"}  # from one call to the next on the same folder
 _FIRST = {"pretrain/mapped": 0, "pretrain/asked": 500_000, "labelled/pool": 1_000_000, "labelled/test": 2_000_000}
@@ -146,9 +146,9 @@ def tune(args: argparse.Namespace, arm: str, file: Path, seed: int, console: Con
 
 def interval(values: list[float]) -> float | None:
     """Half the 95 % confidence interval of the mean (Student's t)."""
-    if len(values) not in _T:
+    if len(values) < 2:
         return None
-    return round(_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values)), 2)
+    return round(float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values)), 2)
 
 
 def main() -> None:
